@@ -1,0 +1,1 @@
+//! Block-device core and modules.

@@ -1,0 +1,1 @@
+//! NVMe wire structures, NVMe/TCP PDU codec and the user-space NVMe/TCP host.

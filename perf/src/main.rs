@@ -1,0 +1,3 @@
+//! The `longshore-perf` load generator.
+
+fn main() {}

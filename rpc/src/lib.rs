@@ -1,0 +1,1 @@
+//! JSON-RPC server, method registry and configuration, a superset of SPDK's.

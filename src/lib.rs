@@ -1,0 +1,1 @@
+//! Longshore: the daemon and the embedding facade.

@@ -1,0 +1,3 @@
+//! The `longshore` daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! NVMe-oF target core: subsystems, controllers, queue pairs, commands.
