@@ -1,1 +1,3 @@
 //! NVMe wire structures, NVMe/TCP PDU codec and the user-space NVMe/TCP host.
+
+pub mod wire;
