@@ -53,7 +53,7 @@ impl RpcError {
     pub fn not_built(key: &str) -> RpcError {
         let mut error = RpcError::errno(EOPNOTSUPP);
         error.data = Some(
-            json!({"param": key, "reason": format!("'{key}' asks for a protection that this build does not have; leave it out to go without")}),
+            json!({"param": key, "reason": format!("'{key}' asks for something that this build does not have; leave it out to go without")}),
         );
         error
     }

@@ -1,0 +1,195 @@
+//! What the methods work on: the state machine, the stored options and the handles to everything below.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::config::{self, Subsystem};
+use crate::error::{INTERNAL_ERROR, INVALID_STATE, METHOD_NOT_FOUND, Reply, RpcError};
+use crate::exec::Gate;
+use crate::json::Json;
+use crate::jsonrpc::Request;
+use crate::logging::Log;
+use crate::method::{Registry, When};
+use crate::methods;
+use crate::methods::notify::Notifications;
+use crate::methods::options::Options;
+use crate::server::Dispatch;
+
+/// A boxed future of the RPC thread.
+pub type Local<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Where the daemon stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Options may be set; nothing runs yet.
+    Startup,
+    /// Initialisation is under way.
+    Starting,
+    /// Everything runs.
+    Runtime,
+}
+
+/// What whoever starts the server brings.
+#[derive(Default)]
+pub struct Parts {
+    /// Runs when initialisation begins, with the options set by then.
+    pub on_init: Option<Box<dyn Fn(Arc<App>) -> Local<Result<(), String>> + Send + Sync>>,
+    /// Log levels of the process.
+    pub log: Log,
+    /// Methods that may be called; none: all.
+    pub allowed: Option<HashSet<String>>,
+    /// File to which the configuration is saved after each change.
+    pub save_to: Option<PathBuf>,
+}
+
+/// The context of every method.
+pub struct App {
+    /// All methods.
+    pub registry: Registry,
+    /// All subsystems, those without dependencies first.
+    pub subsystems: Vec<Subsystem>,
+    /// Options that are stored here and dumped as they were set.
+    pub options: Options,
+    /// What happened to block devices.
+    pub notifications: Notifications,
+    /// Log levels.
+    pub log: Log,
+    phase: Mutex<Phase>,
+    ready: Gate,
+    on_init: Option<Box<dyn Fn(Arc<App>) -> Local<Result<(), String>> + Send + Sync>>,
+    allowed: Option<HashSet<String>>,
+    save_to: Mutex<Option<PathBuf>>,
+}
+
+impl App {
+    /// The context, before initialisation.
+    pub fn new(parts: Parts) -> Arc<App> {
+        Arc::new(App {
+            registry: methods::all(),
+            subsystems: methods::subsystems(),
+            options: Options::default(),
+            notifications: Notifications::default(),
+            log: parts.log,
+            phase: Mutex::new(Phase::Startup),
+            ready: Gate::default(),
+            on_init: parts.on_init,
+            allowed: parts.allowed,
+            save_to: Mutex::new(parts.save_to),
+        })
+    }
+
+    /// Locks a block; a panic elsewhere does not spread.
+    pub fn lock<T>(block: &Mutex<T>) -> MutexGuard<'_, T> {
+        block.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the daemon stands.
+    pub fn phase(&self) -> Phase {
+        *App::lock(&self.phase)
+    }
+
+    /// Initialises: what `framework_start_init` does.
+    pub async fn init(self: &Arc<App>) -> Result<(), String> {
+        {
+            let mut phase = App::lock(&self.phase);
+            if *phase != Phase::Startup {
+                return Err("initialisation has begun already".into());
+            }
+            *phase = Phase::Starting;
+        }
+        if let Some(on_init) = &self.on_init
+            && let Err(why) = on_init(self.clone()).await
+        {
+            *App::lock(&self.phase) = Phase::Startup;
+            return Err(why);
+        }
+        *App::lock(&self.phase) = Phase::Runtime;
+        self.ready.open();
+        Ok(())
+    }
+
+    /// Waits until initialisation is over.
+    pub async fn wait_ready(&self) {
+        self.ready.wait().await;
+    }
+
+    /// Whether a method may be called in this phase.
+    pub fn callable(&self, name: &str, when: When) -> bool {
+        self.allowed(name)
+            && match when {
+                When::Any => true,
+                When::Startup => self.phase() == Phase::Startup,
+                When::Runtime => self.phase() == Phase::Runtime,
+            }
+    }
+
+    fn allowed(&self, name: &str) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(name))
+    }
+
+    /// Calls a method as a client would.
+    pub async fn call(self: &Arc<App>, name: &str, params: Option<&Json>) -> Reply {
+        let method = match self.registry.get(name) {
+            Some(method) if self.allowed(name) => method,
+            _ => return Err(RpcError::new(METHOD_NOT_FOUND, "Method not found")),
+        };
+        if !self.callable(name, method.when()) {
+            return Err(RpcError::new(
+                INVALID_STATE,
+                match method.when() {
+                    When::Startup => {
+                        "Method may only be called before framework is initialized. Use --wait-for-rpc command line parameter \
+                         and then issue this RPC before the framework_start_init RPC."
+                    }
+                    _ => "Method may only be called after framework is initialized using framework_start_init RPC.",
+                },
+            ));
+        }
+        let reply = method.call(self.clone(), params)?.await?;
+        if method.mutates() {
+            self.save().await?;
+        }
+        Ok(reply)
+    }
+
+    /// Where changes are saved from now on.
+    pub fn save_to(&self, path: Option<PathBuf>) {
+        *App::lock(&self.save_to) = path;
+    }
+
+    /// Saves the configuration, if it is to be saved. The answer to a change waits for it: what was answered survives a crash.
+    pub async fn save(self: &Arc<App>) -> Result<(), RpcError> {
+        let Some(path) = App::lock(&self.save_to).clone() else { return Ok(()) };
+        if self.phase() != Phase::Runtime {
+            return Ok(());
+        }
+        let text = config::dump(self).await;
+        config::write_durably(&path, text.as_bytes()).map_err(|error| {
+            RpcError::new(INTERNAL_ERROR, format!("Done, but not saved to {}: {error}", path.display()))
+                .because("the change is in effect and will be lost at the next start; make room or permissions there and repeat any change")
+        })
+    }
+}
+
+/// Answers the requests of the socket.
+pub struct Dispatcher(pub Arc<App>);
+
+impl Dispatch for Dispatcher {
+    fn run(&self, request: Request) -> Local<Reply> {
+        let app = self.0.clone();
+        Box::pin(async move {
+            let reply = app.call(&request.method, request.params.as_ref()).await;
+            if let Err(error) = &reply {
+                tracing::debug!("{}: {error}", request.method);
+            }
+            reply
+        })
+    }
+
+    fn mutates(&self, method: &str) -> bool {
+        self.0.registry.get(method).is_some_and(|method| method.mutates())
+    }
+}

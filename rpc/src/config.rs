@@ -1,0 +1,252 @@
+//! Configuration as a list of calls: dumped per subsystem, applied in two passes around the initialisation, saved durably.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::app::{App, Local, Phase};
+use crate::error::RpcError;
+use crate::json::{self, Json};
+use crate::method::When;
+
+/// One call of a dump.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// Method.
+    pub method: &'static str,
+    /// Parameters, if it has any.
+    pub params: Option<Value>,
+}
+
+impl Call {
+    /// A call with parameters.
+    pub fn new(method: &'static str, params: Value) -> Call {
+        Call { method, params: Some(params) }
+    }
+
+    fn to_value(&self) -> Value {
+        match &self.params {
+            Some(params) => json!({"method": self.method, "params": params}),
+            None => json!({"method": self.method}),
+        }
+    }
+}
+
+/// Calls that belong together, or one alone.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// One call.
+    One(Call),
+    /// Calls that a client may send as a batch.
+    Batch(Vec<Call>),
+}
+
+impl Entry {
+    /// One call with parameters.
+    pub fn new(method: &'static str, params: Value) -> Entry {
+        Entry::One(Call::new(method, params))
+    }
+}
+
+/// A part of the daemon that has a configuration of its own.
+pub struct Subsystem {
+    /// Name in dumps.
+    pub name: &'static str,
+    /// Subsystems that it needs.
+    pub depends_on: &'static [&'static str],
+    /// The calls that bring it into its present state.
+    pub dump: fn(Arc<App>) -> Local<Vec<Entry>>,
+}
+
+/// The dump of one subsystem, as `framework_get_config` answers it.
+pub async fn dump_subsystem(app: &Arc<App>, subsystem: &Subsystem, with_batches: bool) -> Value {
+    let mut out = Vec::new();
+    for entry in (subsystem.dump)(app.clone()).await {
+        match entry {
+            Entry::One(call) => out.push(call.to_value()),
+            Entry::Batch(calls) if with_batches => out.push(calls.iter().map(Call::to_value).collect()),
+            Entry::Batch(calls) => out.extend(calls.iter().map(Call::to_value)),
+        }
+    }
+    Value::Array(out)
+}
+
+/// The whole configuration as text, in the form that `save_config` of SPDK's client writes.
+pub async fn dump(app: &Arc<App>) -> String {
+    let mut subsystems = Vec::new();
+    for subsystem in &app.subsystems {
+        subsystems.push(json!({"subsystem": subsystem.name, "config": dump_subsystem(app, subsystem, false).await}));
+    }
+    let mut text = serde_json::to_string_pretty(&json!({"subsystems": subsystems})).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Replaces a file so that a crash leaves the old or the new one: temporary file, fsync, rename, fsync of the directory.
+pub fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+/// Why a configuration was not applied.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The file cannot be read.
+    Read(io::Error),
+    /// It is not a configuration.
+    Shape(String),
+    /// One of its calls failed.
+    Call {
+        /// Subsystem under which it stands.
+        subsystem: String,
+        /// Method.
+        method: String,
+        /// What the method answered.
+        error: RpcError,
+    },
+    /// The initialisation failed.
+    Init(String),
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LoadError::Read(error) => write!(f, "cannot read it: {error}"),
+            LoadError::Shape(why) => f.write_str(why),
+            LoadError::Call { subsystem, method, error } => {
+                write!(
+                    f,
+                    "{method} of subsystem {subsystem} failed: {error}; mend that entry, or pass --json-ignore-init-errors"
+                )
+            }
+            LoadError::Init(why) => write!(f, "initialisation failed: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+struct Step {
+    subsystem: String,
+    method: String,
+    params: Option<Json>,
+}
+
+/// A configuration file, read and checked for its shape.
+pub struct Config {
+    steps: Vec<Step>,
+}
+
+impl Config {
+    /// Reads a file. `//` and `/* */` comments are allowed.
+    pub fn read(path: &Path) -> Result<Config, LoadError> {
+        let mut text = std::fs::read(path).map_err(LoadError::Read)?;
+        json::strip_comments(&mut text);
+        Config::parse(&text)
+    }
+
+    /// Reads a text without comments.
+    pub fn parse(text: &[u8]) -> Result<Config, LoadError> {
+        let shape = |why: &str| LoadError::Shape(why.to_string());
+        let root = json::parse(text).map_err(|error| LoadError::Shape(format!("not JSON: {error}")))?;
+        let Some(Json::Array(subsystems)) = root.get("subsystems") else {
+            return Err(shape("it has no array 'subsystems' at its top"));
+        };
+        let mut steps = Vec::new();
+        for subsystem in subsystems {
+            let Some(name) = subsystem.get("subsystem").and_then(Json::as_str) else {
+                return Err(shape("an element of 'subsystems' has no name 'subsystem'"));
+            };
+            let entries = match subsystem.get("config") {
+                None | Some(Json::Null) => continue,
+                Some(Json::Array(entries)) => entries,
+                Some(_) => return Err(LoadError::Shape(format!("'config' of subsystem '{name}' is not an array"))),
+            };
+            let flat = entries.iter().flat_map(|entry| match entry {
+                Json::Array(batch) => batch.as_slice(),
+                one => std::slice::from_ref(one),
+            });
+            for entry in flat {
+                let Some(method) = entry.get("method").and_then(Json::as_str) else {
+                    return Err(LoadError::Shape(format!("an entry of subsystem '{name}' has no 'method'")));
+                };
+                let params = entry.get("params").filter(|params| **params != Json::Null).cloned();
+                steps.push(Step { subsystem: name.to_string(), method: method.to_string(), params });
+            }
+        }
+        Ok(Config { steps })
+    }
+
+    /// Number of calls in it.
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Whether it has no calls.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Applies it: what may be called before the initialisation, the initialisation (unless it is over), the rest.
+    ///
+    /// Listeners come last of all, so that a host that is waiting for us never sees half a configuration.
+    pub async fn apply(&self, app: &Arc<App>, ignore_errors: bool) -> Result<(), LoadError> {
+        for step in &self.steps {
+            if app.registry.get(&step.method).is_none() {
+                step.run(app, ignore_errors).await?;
+            }
+        }
+        if app.phase() == Phase::Startup {
+            self.run(app, ignore_errors, |method, when| when != When::Runtime && method != "framework_start_init")
+                .await?;
+            app.init().await.map_err(LoadError::Init)?;
+        }
+        let listener = |method: &str| method == "nvmf_subsystem_add_listener";
+        self.run(app, ignore_errors, |method, when| when == When::Runtime && !listener(method)).await?;
+        self.run(app, ignore_errors, |method, _| listener(method)).await
+    }
+
+    async fn run(
+        &self,
+        app: &Arc<App>,
+        ignore_errors: bool,
+        wanted: impl Fn(&str, When) -> bool,
+    ) -> Result<(), LoadError> {
+        for step in &self.steps {
+            if app.registry.get(&step.method).is_some_and(|method| wanted(&step.method, method.when())) {
+                step.run(app, ignore_errors).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Step {
+    async fn run(&self, app: &Arc<App>, ignore_errors: bool) -> Result<(), LoadError> {
+        match app.call(&self.method, self.params.as_ref()).await {
+            Ok(_) => Ok(()),
+            Err(error) if ignore_errors => {
+                tracing::warn!(
+                    "configuration: {} of subsystem {} failed: {error}; going on",
+                    self.method,
+                    self.subsystem
+                );
+                Ok(())
+            }
+            Err(error) => {
+                Err(LoadError::Call { subsystem: self.subsystem.clone(), method: self.method.clone(), error })
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The methods, a file per subsystem.
+
+pub mod framework;
+pub mod log;
+pub mod notify;
+pub mod options;
+pub mod sock;
+
+use crate::config::Subsystem;
+use crate::method::Registry;
+
+/// Declares every method.
+pub fn all() -> Registry {
+    let mut registry = Registry::default();
+    framework::declare(&mut registry);
+    log::declare(&mut registry);
+    notify::declare(&mut registry);
+    options::declare(&mut registry);
+    sock::declare(&mut registry);
+    registry
+}
+
+/// The subsystems, those without dependencies first: clients rely on that.
+pub fn subsystems() -> Vec<Subsystem> {
+    let none: &[&str] = &[];
+    vec![
+        Subsystem { name: "scheduler", depends_on: none, dump: framework::dump_scheduler },
+        Subsystem { name: "sock", depends_on: none, dump: sock::dump },
+        Subsystem { name: "iobuf", depends_on: none, dump: options::dump_iobuf },
+        Subsystem { name: "keyring", depends_on: none, dump: |_| Box::pin(async { Vec::new() }) },
+        Subsystem { name: "fsdev", depends_on: none, dump: options::dump_fsdev },
+        Subsystem { name: "accel", depends_on: &["iobuf"], dump: options::dump_accel },
+        Subsystem { name: "bdev", depends_on: &["accel", "keyring", "sock", "iobuf"], dump: bdev_dump },
+        Subsystem { name: "nvmf", depends_on: &["bdev", "keyring", "sock", "accel", "iobuf"], dump: nvmf_dump },
+        Subsystem { name: "iscsi", depends_on: &["sock", "bdev"], dump: options::dump_iscsi },
+    ]
+}
+
+fn bdev_dump(app: std::sync::Arc<crate::app::App>) -> crate::app::Local<Vec<crate::config::Entry>> {
+    Box::pin(async move { vec![options::bdev_options(&app), options::raid_options(&app), options::hotplug(&app)] })
+}
+
+fn nvmf_dump(app: std::sync::Arc<crate::app::App>) -> crate::app::Local<Vec<crate::config::Entry>> {
+    Box::pin(async move { options::nvmf_options(&app) })
+}
