@@ -21,6 +21,9 @@ use crate::server::Dispatch;
 /// A boxed future of the RPC thread.
 pub type Local<T> = Pin<Box<dyn Future<Output = T>>>;
 
+/// What runs when initialisation begins; it may use the options set by then.
+pub type InitHook = Box<dyn Fn(Arc<App>) -> Local<Result<(), String>> + Send + Sync>;
+
 /// Where the daemon stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -36,7 +39,7 @@ pub enum Phase {
 #[derive(Default)]
 pub struct Parts {
     /// Runs when initialisation begins, with the options set by then.
-    pub on_init: Option<Box<dyn Fn(Arc<App>) -> Local<Result<(), String>> + Send + Sync>>,
+    pub on_init: Option<InitHook>,
     /// Log levels of the process.
     pub log: Log,
     /// Methods that may be called; none: all.
@@ -59,7 +62,7 @@ pub struct App {
     pub log: Log,
     phase: Mutex<Phase>,
     ready: Gate,
-    on_init: Option<Box<dyn Fn(Arc<App>) -> Local<Result<(), String>> + Send + Sync>>,
+    on_init: Option<InitHook>,
     allowed: Option<HashSet<String>>,
     save_to: Mutex<Option<PathBuf>>,
 }

@@ -113,7 +113,7 @@ pub enum LoadError {
         /// Method.
         method: String,
         /// What the method answered.
-        error: RpcError,
+        error: Box<RpcError>,
     },
     /// The initialisation failed.
     Init(String),
@@ -244,9 +244,11 @@ impl Step {
                 );
                 Ok(())
             }
-            Err(error) => {
-                Err(LoadError::Call { subsystem: self.subsystem.clone(), method: self.method.clone(), error })
-            }
+            Err(error) => Err(LoadError::Call {
+                subsystem: self.subsystem.clone(),
+                method: self.method.clone(),
+                error: Box::new(error),
+            }),
         }
     }
 }
