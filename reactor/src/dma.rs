@@ -1,0 +1,640 @@
+//! DMA memory: a pool per reactor that reserves address space at start and commits it in chunks of 2 MiB as they are
+//! needed, each chunk cut into blocks of one size class. Buffers are reference-counted slices of blocks.
+#![allow(unsafe_code)]
+
+use crate::options::DmaOptions;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::io;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+/// Bytes of one chunk: what is committed, and registered, at a time.
+pub const CHUNK: usize = 2 << 20;
+
+/// Sizes of the classes, in bytes. 132 KiB is the usual large buffer of NVMe/TCP: 128 KiB of data and a block of metadata.
+pub const CLASSES: [usize; 11] =
+    [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 132 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20];
+
+/// Makes pool memory known to a device: io_uring's fixed buffers now; VFIO, RDMA or vhost later. Called on the reactor's thread.
+pub trait MemRegistrar {
+    /// `len` bytes at `addr` were committed. The key is handed out with every buffer in them.
+    fn register(&self, addr: *mut u8, len: usize) -> io::Result<u32>;
+    /// They are about to be unmapped, or are not needed any more.
+    fn unregister(&self, addr: *mut u8, len: usize, key: u32);
+}
+
+/// Counters of one size class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassStats {
+    /// Bytes of a buffer.
+    pub size: usize,
+    /// Buffers in use.
+    pub in_use: usize,
+    /// Most ever in use.
+    pub peak: usize,
+    /// Buffers that the committed chunks of this class hold.
+    pub capacity: usize,
+    /// Allocations that succeeded.
+    pub allocs: u64,
+    /// Allocations that found nothing.
+    pub failures: u64,
+    /// Times somebody queued up for a buffer ([`DmaPool::note_wait`]).
+    pub waits: u64,
+}
+
+/// Counters of a pool.
+#[derive(Clone, Debug, Default)]
+pub struct DmaStats {
+    /// By class, in the order of [`CLASSES`].
+    pub classes: Vec<ClassStats>,
+    /// Bytes committed.
+    pub committed: usize,
+    /// Bytes that may be committed.
+    pub limit: usize,
+    /// Bytes of those on explicit huge pages.
+    pub huge: usize,
+    /// Bytes registered.
+    pub registered: usize,
+    /// Why no more could be registered.
+    pub register_error: Option<String>,
+}
+
+/// Per-block state.
+struct Block {
+    refs: Cell<u32>,
+    chunk: u16,
+    index: u16,
+    pool: Cell<*const Pool>,
+    /// Memory that is not the pool's: whom to tell when the last reference goes.
+    release: Cell<Option<(unsafe fn(*mut ()), *mut ())>>,
+}
+
+const FOREIGN: u16 = u16::MAX;
+
+struct Chunk {
+    class: u8,
+    used: u16,
+    free: Vec<u16>,
+    blocks: Box<[Block]>,
+    huge: bool,
+    /// 0: not registered, 1: failed, n + 2: key n.
+    key: Cell<u64>,
+}
+
+#[derive(Default)]
+struct Class {
+    /// Chunks of this class with a free block.
+    partial: Vec<u16>,
+    stats: ClassStats,
+}
+
+struct State {
+    chunks: Vec<Chunk>,
+    classes: [Class; CLASSES.len()],
+    huge: bool,
+    foreign: Vec<NonNull<Block>>,
+}
+
+struct Pool {
+    base: NonNull<u8>,
+    chunks_max: usize,
+    state: RefCell<State>,
+    registrar: RefCell<Option<Box<dyn MemRegistrar>>>,
+    registered: Cell<usize>,
+    register_error: RefCell<Option<String>>,
+    /// Foreign blocks live here so that their addresses are stable.
+    slabs: UnsafeCell<Vec<Box<[Block]>>>,
+}
+
+/// One reactor's DMA memory.
+pub struct DmaPool(Rc<Pool>);
+
+impl DmaPool {
+    /// Reserves `o.max_bytes` of address space; commits nothing.
+    pub(crate) fn new(o: &DmaOptions) -> io::Result<Self> {
+        let chunks_max = o.max_bytes.div_ceil(CHUNK).clamp(1, FOREIGN as usize - 1);
+        let base = reserve(chunks_max)?;
+        let mut state = State { chunks: Vec::new(), classes: Default::default(), huge: o.huge, foreign: Vec::new() };
+        for (c, size) in state.classes.iter_mut().zip(CLASSES) {
+            c.stats.size = size;
+        }
+        Ok(DmaPool(Rc::new(Pool {
+            base,
+            chunks_max,
+            state: RefCell::new(state),
+            registrar: RefCell::new(None),
+            registered: Cell::new(0),
+            register_error: RefCell::new(None),
+            slabs: UnsafeCell::new(Vec::new()),
+        })))
+    }
+
+    /// A buffer of `len` bytes, 4 KiB-aligned, contents undefined (of earlier users): `None` when the pool is dry or `len`
+    /// exceeds 2 MiB. It comes from the smallest class that fits; when that cannot grow any more, from a larger one.
+    pub fn alloc(&self, len: usize) -> Option<DmaBuf> {
+        let class = CLASSES.iter().position(|&c| c >= len)?;
+        let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
+        let at = match state.classes[class].partial.last() {
+            Some(&c) => Some(c),
+            None => self.0.refill(state, class),
+        };
+        let Some(at) = at else {
+            state.classes[class].stats.failures += 1;
+            return None;
+        };
+        let chunk = &mut state.chunks[at as usize];
+        let index = chunk.free.pop().expect("a partial chunk has a free block");
+        chunk.used += 1;
+        let class = chunk.class as usize;
+        let stats = &mut state.classes[class].stats;
+        stats.in_use += 1;
+        stats.allocs += 1;
+        stats.peak = stats.peak.max(stats.in_use);
+        if chunk.free.is_empty() {
+            let full = state.classes[class].partial.pop();
+            debug_assert_eq!(full, Some(at), "blocks are taken from the last partial chunk");
+        }
+        let block = &chunk.blocks[index as usize];
+        block.refs.set(1);
+        block.pool.set(Rc::into_raw(self.0.clone()));
+        let offset = at as usize * CHUNK + index as usize * CLASSES[class];
+        // SAFETY: the offset lies within the reservation: `at` is a committed chunk, and `index` one of its blocks.
+        let ptr = unsafe { self.0.base.add(offset) };
+        Some(DmaBuf { ptr, len, block: NonNull::from(block) })
+    }
+
+    /// Wraps memory that is not the pool's, so that it can be sent by reference. `release(ctx)` is called on this thread
+    /// when the last reference goes.
+    ///
+    /// # Safety
+    /// `ptr..ptr + len` stays readable and in place until `release` is called, and `release` is sound to call once with `ctx`.
+    pub unsafe fn adopt(&self, ptr: NonNull<u8>, len: usize, release: unsafe fn(*mut ()), ctx: *mut ()) -> DmaBuf {
+        let mut state = self.0.state.borrow_mut();
+        if state.foreign.is_empty() {
+            let slab: Box<[Block]> = (0..256).map(|_| Block::new(FOREIGN, 0)).collect();
+            state.foreign.extend(slab.iter().map(NonNull::from));
+            // SAFETY: only this function touches `slabs`, on the pool's one thread, and holds no reference into the vector;
+            // the boxes it holds do not move when it grows.
+            unsafe { (*self.0.slabs.get()).push(slab) };
+        }
+        let block = state.foreign.pop().expect("just refilled");
+        // SAFETY: the block lives in a slab that lives as long as the pool.
+        let b = unsafe { block.as_ref() };
+        b.refs.set(1);
+        b.release.set(Some((release, ctx)));
+        b.pool.set(Rc::into_raw(self.0.clone()));
+        DmaBuf { ptr, len, block }
+    }
+
+    /// Counts that somebody waits for a buffer of `len` bytes.
+    pub fn note_wait(&self, len: usize) {
+        if let Some(class) = CLASSES.iter().position(|&c| c >= len) {
+            self.0.state.borrow_mut().classes[class].stats.waits += 1;
+        }
+    }
+
+    /// The counters now.
+    pub fn stats(&self) -> DmaStats {
+        let state = self.0.state.borrow();
+        DmaStats {
+            classes: state.classes.iter().map(|c| c.stats).collect(),
+            committed: state.chunks.len() * CHUNK,
+            limit: self.0.chunks_max * CHUNK,
+            huge: state.chunks.iter().filter(|c| c.huge).count() * CHUNK,
+            registered: self.0.registered.get(),
+            register_error: self.0.register_error.borrow().clone(),
+        }
+    }
+
+    /// Installs who makes chunks known to a device. Chunks are registered on the first [`DmaBuf::fixed_index`] of a buffer in them.
+    pub fn set_registrar(&self, r: Option<Box<dyn MemRegistrar>>) {
+        if let Some(old) = self.0.registrar.replace(r) {
+            for (i, c) in self.0.state.borrow().chunks.iter().enumerate() {
+                if let Some(key) = c.key.replace(0).checked_sub(2) {
+                    old.unregister(self.0.chunk_addr(i), CHUNK, key as u32);
+                }
+            }
+            self.0.registered.set(0);
+        }
+    }
+}
+
+impl Pool {
+    fn chunk_addr(&self, i: usize) -> *mut u8 {
+        self.base.as_ptr().wrapping_add(i * CHUNK)
+    }
+
+    /// Finds a chunk with a free block for `class`: a fresh one, an empty one of another class, or one of a larger class.
+    #[cold]
+    fn refill(&self, state: &mut State, class: usize) -> Option<u16> {
+        let n = state.chunks.len();
+        if n < self.chunks_max {
+            // The first chunk of a class stays on small pages: most classes never fill one.
+            let first = state.classes[class].stats.capacity == 0;
+            if let Ok(huge) = commit(self.chunk_addr(n), state.huge, !first) {
+                state.chunks.push(Chunk {
+                    class: 0,
+                    used: 0,
+                    free: Vec::new(),
+                    blocks: Box::default(),
+                    huge,
+                    key: Cell::new(0),
+                });
+                self.cut(state, n as u16, class);
+                return Some(n as u16);
+            }
+        }
+        if let Some(i) = state.chunks.iter().position(|c| c.used == 0 && c.class as usize != class) {
+            let old = state.chunks[i].class as usize;
+            state.classes[old].partial.retain(|&c| c as usize != i);
+            state.classes[old].stats.capacity -= CHUNK / CLASSES[old];
+            self.cut(state, i as u16, class);
+            return Some(i as u16);
+        }
+        state.classes[class..].iter().find_map(|c| c.partial.last().copied())
+    }
+
+    fn cut(&self, state: &mut State, i: u16, class: usize) {
+        let n = CHUNK / CLASSES[class];
+        let chunk = &mut state.chunks[i as usize];
+        chunk.class = class as u8;
+        chunk.blocks = (0..n).map(|b| Block::new(i, b as u16)).collect();
+        // Popped from the back: low addresses first.
+        chunk.free = (0..n as u16).rev().collect();
+        state.classes[class].stats.capacity += n;
+        state.classes[class].partial.push(i);
+    }
+
+    fn free(&self, block: &Block) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        if block.chunk == FOREIGN {
+            state.foreign.push(NonNull::from(block));
+            return;
+        }
+        let chunk = &mut state.chunks[block.chunk as usize];
+        let class = &mut state.classes[chunk.class as usize];
+        if chunk.free.is_empty() {
+            class.partial.push(block.chunk);
+        }
+        chunk.free.push(block.index);
+        chunk.used -= 1;
+        class.stats.in_use -= 1;
+    }
+
+    fn key_of(&self, block: &Block) -> Option<u32> {
+        if block.chunk == FOREIGN {
+            return None;
+        }
+        let state = self.state.borrow();
+        let chunk = &state.chunks[block.chunk as usize];
+        match chunk.key.get() {
+            0 => self.register(chunk, block.chunk as usize),
+            k => k.checked_sub(2).map(|k| k as u32),
+        }
+    }
+
+    #[cold]
+    fn register(&self, chunk: &Chunk, i: usize) -> Option<u32> {
+        let registrar = self.registrar.borrow();
+        let r = registrar.as_ref()?;
+        if self.register_error.borrow().is_some() {
+            chunk.key.set(1);
+            return None;
+        }
+        match r.register(self.chunk_addr(i), CHUNK) {
+            Ok(key) => {
+                chunk.key.set(key as u64 + 2);
+                self.registered.set(self.registered.get() + CHUNK);
+                Some(key)
+            }
+            Err(e) => {
+                chunk.key.set(1);
+                let why = format!(
+                    "{} MiB of DMA memory are registered with the ring, more is refused: {e} (locked-memory limit; `ulimit -l`)",
+                    self.registered.get() >> 20
+                );
+                tracing::info!("{why}");
+                *self.register_error.borrow_mut() = Some(why);
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `reserve` mapped. Every buffer holds a reference to the pool, so none is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.chunks_max * CHUNK) };
+    }
+}
+
+impl Block {
+    fn new(chunk: u16, index: u16) -> Self {
+        Block { refs: Cell::new(0), chunk, index, pool: Cell::new(std::ptr::null()), release: Cell::new(None) }
+    }
+}
+
+/// A reference-counted slice of DMA memory, 4 KiB-aligned when it comes from [`DmaPool::alloc`]. Not `Send`: it goes back to
+/// its own reactor's pool.
+pub struct DmaBuf {
+    ptr: NonNull<u8>,
+    len: usize,
+    block: NonNull<Block>,
+}
+
+impl DmaBuf {
+    fn block(&self) -> &Block {
+        // SAFETY: the pool that owns the block is kept alive by the reference this buffer holds.
+        unsafe { self.block.as_ref() }
+    }
+
+    /// Bytes of this slice.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it is empty.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its first byte.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// A part of it, sharing the memory.
+    ///
+    /// # Panics
+    /// If the part is not within it.
+    pub fn slice(&self, off: usize, len: usize) -> DmaBuf {
+        assert!(
+            off.checked_add(len).is_some_and(|end| end <= self.len),
+            "slice {off}+{len} of a DMA buffer of {} bytes",
+            self.len
+        );
+        let mut part = self.clone();
+        // SAFETY: the offset is within the buffer, as checked.
+        part.ptr = unsafe { self.ptr.add(off) };
+        part.len = len;
+        part
+    }
+
+    /// Its bytes. Not while a device or the kernel writes to them.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: the memory stays mapped while this buffer exists and was zeroed when it was committed; writers through
+        // `get_mut` are excluded by the count, and operations that write hold their buffer for themselves.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Its bytes, to write, if nobody else refers to the same memory.
+    #[inline]
+    pub fn get_mut(&mut self) -> Option<&mut [u8]> {
+        if !self.is_unique() || self.block().chunk == FOREIGN {
+            return None;
+        }
+        // SAFETY: this is the only reference to the block.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) })
+    }
+
+    /// Whether nobody else refers to the same memory.
+    #[inline]
+    pub fn is_unique(&self) -> bool {
+        self.block().refs.get() == 1
+    }
+
+    /// The registered buffer that holds this memory; registers its chunk on first use. `None`: not registered.
+    #[inline]
+    pub fn fixed_index(&self) -> Option<u16> {
+        let block = self.block();
+        // SAFETY: the pool is kept alive by the reference this buffer holds.
+        let pool = unsafe { &*block.pool.get() };
+        pool.key_of(block).and_then(|k| u16::try_from(k).ok())
+    }
+}
+
+impl Clone for DmaBuf {
+    #[inline]
+    fn clone(&self) -> Self {
+        let refs = &self.block().refs;
+        refs.set(refs.get().checked_add(1).expect("fewer than 2^32 references to a DMA buffer"));
+        DmaBuf { ptr: self.ptr, len: self.len, block: self.block }
+    }
+}
+
+impl Drop for DmaBuf {
+    #[inline]
+    fn drop(&mut self) {
+        let block = self.block();
+        let left = block.refs.get() - 1;
+        block.refs.set(left);
+        if left > 0 {
+            return;
+        }
+        let release = block.release.take();
+        // SAFETY: the last reference to the block takes back the reference to the pool that `alloc` or `adopt` made for it.
+        let pool = unsafe { Rc::from_raw(block.pool.replace(std::ptr::null())) };
+        pool.free(block);
+        if let Some((f, ctx)) = release {
+            // SAFETY: promised by the caller of `adopt`; called once, because it was taken.
+            unsafe { f(ctx) };
+        }
+    }
+}
+
+impl std::fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DmaBuf").field("ptr", &self.ptr).field("len", &self.len).finish()
+    }
+}
+
+/// Address space for `chunks` chunks, aligned to a chunk, inaccessible.
+fn reserve(chunks: usize) -> io::Result<NonNull<u8>> {
+    let len = (chunks + 1) * CHUNK;
+    // SAFETY: a fresh inaccessible mapping, placed by the kernel.
+    let p = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if p == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let start = p as usize;
+    let aligned = start.next_multiple_of(CHUNK);
+    // SAFETY: the parts before and after the aligned range, of the mapping just made.
+    unsafe {
+        if aligned > start {
+            libc::munmap(p, aligned - start);
+        }
+        libc::munmap((aligned + chunks * CHUNK) as *mut _, start + CHUNK - aligned);
+    }
+    NonNull::new(p.cast::<u8>().wrapping_add(aligned - start)).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Makes a reserved chunk usable. Says whether it lies on an explicit huge page.
+fn commit(addr: *mut u8, huge: bool, transparent: bool) -> io::Result<bool> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    if huge && let Some(p) = huge_page() {
+        // SAFETY: moves the page just mapped over a chunk of our reservation that nobody uses yet; on failure both stay as
+        // they were, and the page is given back.
+        unsafe {
+            if libc::mremap(p, CHUNK, CHUNK, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, addr) != libc::MAP_FAILED {
+                return Ok(true);
+            }
+            libc::munmap(p, CHUNK);
+        }
+    }
+    // SAFETY: replaces a chunk of our reservation that nobody uses yet.
+    let p = unsafe { libc::mmap(addr.cast(), CHUNK, prot, flags | libc::MAP_NORESERVE, -1, 0) };
+    if p == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    if transparent {
+        // SAFETY: advice on a mapping of ours.
+        unsafe { libc::madvise(addr.cast(), CHUNK, libc::MADV_HUGEPAGE) };
+    }
+    Ok(false)
+}
+
+/// One explicit huge page, placed by the kernel, if the system has a free one.
+fn huge_page() -> Option<*mut libc::c_void> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | HUGE_2MB;
+    // SAFETY: a fresh anonymous mapping.
+    let p = unsafe { libc::mmap(std::ptr::null_mut(), CHUNK, prot, flags, -1, 0) };
+    (p != libc::MAP_FAILED).then_some(p)
+}
+
+/// `MAP_HUGE_2MB`: log2 of the page size in the bits above `MAP_HUGE_SHIFT`.
+const HUGE_2MB: libc::c_int = 21 << 26;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(chunks: usize) -> DmaPool {
+        DmaPool::new(&DmaOptions { max_bytes: chunks * CHUNK, huge: false, register: false }).unwrap()
+    }
+
+    #[test]
+    fn buffers_are_aligned_disjoint_and_writable() {
+        let p = pool(8);
+        let mut bufs: Vec<DmaBuf> = [1, 4096, 4097, 135_168, 2 << 20].map(|n| p.alloc(n).unwrap()).into();
+        for (i, b) in bufs.iter_mut().enumerate() {
+            assert_eq!(b.as_ptr() as usize % 4096, 0);
+            b.get_mut().unwrap().fill(i as u8);
+        }
+        for (i, b) in bufs.iter().enumerate() {
+            assert!(b.as_slice().iter().all(|&x| x == i as u8));
+        }
+        assert!(p.alloc((2 << 20) + 1).is_none());
+        assert_eq!(p.stats().classes[6].in_use, 1);
+    }
+
+    #[test]
+    fn a_slice_keeps_the_memory_and_denies_writing() {
+        let p = pool(1);
+        let mut b = p.alloc(8192).unwrap();
+        let mut s = b.slice(4096, 100);
+        assert!(b.get_mut().is_none() && s.get_mut().is_none());
+        drop(b);
+        s.get_mut().unwrap()[0] = 1;
+        assert_eq!(p.stats().classes[1].in_use, 1);
+        drop(s);
+        assert_eq!(p.stats().classes[1].in_use, 0);
+    }
+
+    #[test]
+    fn a_dry_pool_says_none_and_serves_again_when_a_buffer_returns() {
+        let p = pool(1);
+        let all: Vec<_> = std::iter::from_fn(|| p.alloc(4096)).collect();
+        assert_eq!(all.len(), 512);
+        assert_eq!(p.stats().classes[0].failures, 1);
+        drop(all);
+        assert!(p.alloc(4096).is_some());
+        assert_eq!(p.stats().classes[0].peak, 512);
+    }
+
+    #[test]
+    fn empty_chunks_of_one_class_serve_another_when_the_limit_is_reached() {
+        let p = pool(2);
+        let small = p.alloc(4096).unwrap();
+        drop(p.alloc(4096));
+        let large = p.alloc(1 << 20).unwrap();
+        drop(small);
+        let larger = p.alloc(2 << 20).expect("the chunk of the small class is empty");
+        assert!(p.alloc(4096).is_some(), "from the megabyte class, which has a block left");
+        drop((large, larger));
+    }
+
+    #[test]
+    fn a_buffer_outlives_the_pool_handle() {
+        let p = pool(1);
+        let b = p.alloc(4096).unwrap();
+        drop(p);
+        assert_eq!(b.clone().len(), 4096);
+    }
+
+    #[test]
+    fn adopted_memory_is_released_with_its_last_reference() {
+        unsafe fn release(ctx: *mut ()) {
+            // SAFETY: the test passes a live Cell.
+            unsafe { (*ctx.cast::<Cell<u32>>()).update(|n| n + 1) };
+        }
+        let p = pool(1);
+        let (data, count) = ([7u8; 64], Cell::new(0));
+        // SAFETY: `data` and `count` outlive the buffers made here.
+        let b = unsafe { p.adopt(NonNull::from(&data).cast(), 64, release, (&raw const count).cast_mut().cast()) };
+        let c = b.slice(1, 2);
+        drop(b);
+        assert_eq!((count.get(), c.as_slice()), (0, &[7, 7][..]));
+        drop(c);
+        assert_eq!(count.get(), 1);
+    }
+
+    struct Limited(Rc<Cell<u32>>);
+
+    impl MemRegistrar for Limited {
+        fn register(&self, _: *mut u8, _: usize) -> io::Result<u32> {
+            match self.0.get() {
+                2 => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+                n => {
+                    self.0.set(n + 1);
+                    Ok(n)
+                }
+            }
+        }
+
+        fn unregister(&self, _: *mut u8, _: usize, _: u32) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+
+    #[test]
+    fn registration_takes_what_the_limit_allows_and_says_why_it_stopped() {
+        let p = pool(4);
+        let n = Rc::new(Cell::new(0));
+        p.set_registrar(Some(Box::new(Limited(n.clone()))));
+        let bufs: Vec<_> = (0..4).map(|_| p.alloc(2 << 20).unwrap()).collect();
+        let keys: Vec<_> = bufs.iter().map(|b| b.fixed_index()).collect();
+        assert_eq!(keys, [Some(0), Some(1), None, None]);
+        let s = p.stats();
+        assert_eq!(s.registered, 2 * CHUNK);
+        assert!(s.register_error.unwrap().contains("4 MiB"));
+        p.set_registrar(None);
+        assert_eq!(n.get(), 0);
+    }
+}

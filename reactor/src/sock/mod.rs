@@ -1,0 +1,671 @@
+//! The hot-path connection: one receive and one vectored send in flight, callbacks from the reap phase.
+//!
+//! - Received bytes are handed to [`SockHandler::on_recv`] by reference into the reactor's receive slices; an idle connection
+//!   owns no buffer. Inside a large payload the handler asks for a direct receive into a buffer of its own.
+//! - Sent headers are copied ([`Sock::send_bytes`]) and coalesced, payloads are referenced ([`Sock::send_buf`]); what a turn
+//!   queued goes out as one vectored send at the end of the turn. Nothing is sent from within `send_*`.
+//! - Callbacks may call any method of the connection. [`SockHandler::on_close`] is called exactly once, last, and never from
+//!   within another callback or a method; until then the reactor keeps connection and handler alive.
+#![allow(unsafe_code)]
+
+mod tx;
+
+use crate::clock;
+use crate::dma::DmaBuf;
+use crate::engine::{CQE_F_SOCK_NONEMPTY, Completion, OpId, RingOp};
+use crate::reactor::{Reactor, Timer, buffer_of};
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+use tx::{RecvArena, Spares, TAIL, Tx};
+
+/// What the owner of a connection is told. Every call comes from the reap phase of the reactor.
+pub trait SockHandler {
+    /// `data` arrived; it is valid during this call only.
+    fn on_recv(&self, sock: &Sock, data: &[u8]) -> Next;
+
+    /// A direct receive ended: `n` bytes (at most what was asked) are in `buf` at the asked offset, `tail` came after them.
+    fn on_direct(&self, sock: &Sock, buf: DmaBuf, n: usize, tail: &[u8]) -> Next;
+
+    /// The bytes queued fell to the low-water mark.
+    fn on_sent(&self, _sock: &Sock) {}
+
+    /// The connection is gone; nothing is in flight. `err` is `UnexpectedEof` if the peer closed it, `ConnectionAborted` if
+    /// this side did.
+    fn on_close(&self, sock: &Sock, err: io::Error);
+}
+
+/// What to receive next.
+#[derive(Debug)]
+pub enum Next {
+    /// Whatever comes, into the reactor's receive slices.
+    Ring,
+    /// Up to `len` bytes into `buf` at `off`, and what follows them into a tail of 4 KiB.
+    Direct {
+        /// Destination. Nobody may read or write the part being received until [`SockHandler::on_direct`].
+        buf: DmaBuf,
+        /// Offset in `buf`.
+        off: usize,
+        /// Bytes wanted, at least 1.
+        len: usize,
+    },
+    /// Nothing, until [`Sock::resume`].
+    Pause,
+    /// Close once everything queued is sent, as [`Sock::finish`].
+    Close,
+}
+
+/// No progress in sending for this long closes a connection.
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a finished connection waits for its peer to close.
+const LINGER: Duration = Duration::from_secs(1);
+const SWEEP: Duration = Duration::from_millis(500);
+const LOW_WATER: usize = 256 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Sends what is queued, then says end-of-stream and discards what comes, until the peer closes.
+    Finishing,
+    /// The operations in flight are being cancelled.
+    Closing,
+    /// The descriptor goes to somebody else once nothing is in flight.
+    Leaving,
+    Closed,
+}
+
+enum Rx {
+    Idle,
+    Ring(OpId),
+    Direct { op: OpId, buf: DmaBuf, len: usize, arena: Box<RecvArena> },
+}
+
+type HandOver = Box<dyn FnOnce(&Reactor, OwnedFd)>;
+
+struct Inner {
+    reactor: Reactor,
+    fd: RefCell<Option<OwnedFd>>,
+    raw: RawFd,
+    handler: RefCell<Option<Rc<dyn SockHandler>>>,
+    phase: Cell<Phase>,
+    error: RefCell<Option<io::Error>>,
+    slot: Cell<usize>,
+    dirty: Cell<bool>,
+    in_rx: Cell<bool>,
+    rx: RefCell<Rx>,
+    /// What to arm at the next flush.
+    want: RefCell<Option<Next>>,
+    tx: RefCell<Tx>,
+    tx_op: Cell<Option<OpId>>,
+    low_water: Cell<usize>,
+    above: Cell<bool>,
+    send_timeout: Cell<u64>,
+    /// When bytes last went out, or were queued to an empty queue; when finishing, since when it lingers.
+    progress: Cell<u64>,
+    lingering: Cell<bool>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    leave: RefCell<Option<HandOver>>,
+}
+
+/// A connection of the hot path. Clones refer to the same connection.
+#[derive(Clone)]
+pub struct Sock(Rc<Inner>);
+
+impl std::fmt::Debug for Sock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sock").field("fd", &self.0.raw).field("phase", &self.0.phase.get()).finish()
+    }
+}
+
+/// Connections of a reactor.
+pub(crate) struct SockTable {
+    all: RefCell<Vec<Option<Rc<Inner>>>>,
+    free: RefCell<Vec<usize>>,
+    count: Cell<usize>,
+    dirty: RefCell<Vec<Rc<Inner>>>,
+    flushing: RefCell<Vec<Rc<Inner>>>,
+    spares: RefCell<Spares>,
+    sweep: RefCell<Option<Timer>>,
+}
+
+impl SockTable {
+    pub(crate) fn new() -> Self {
+        SockTable {
+            all: RefCell::default(),
+            free: RefCell::default(),
+            count: Cell::new(0),
+            dirty: RefCell::default(),
+            flushing: RefCell::default(),
+            spares: RefCell::default(),
+            sweep: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.get() == 0
+    }
+
+    #[inline]
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.borrow().is_empty()
+    }
+
+    /// End of turn: arms receives that were put off, starts sends, ends connections that are done.
+    #[inline]
+    pub(crate) fn flush(&self, reactor: &Reactor) {
+        if self.has_dirty() {
+            self.flush_dirty(reactor);
+        }
+    }
+
+    fn flush_dirty(&self, reactor: &Reactor) {
+        let mut list = std::mem::take(&mut *self.flushing.borrow_mut());
+        std::mem::swap(&mut list, &mut *self.dirty.borrow_mut());
+        for s in list.drain(..) {
+            s.dirty.set(false);
+            Sock(s).flush(reactor);
+        }
+        *self.flushing.borrow_mut() = list;
+    }
+
+    fn add(&self, s: &Rc<Inner>) {
+        let mut all = self.all.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            all.push(None);
+            all.len() - 1
+        });
+        all[slot] = Some(s.clone());
+        s.slot.set(slot);
+        self.count.set(self.count.get() + 1);
+        if self.sweep.borrow().is_none() {
+            let timer = s.reactor.every(SWEEP, |r| r.0.socks.sweep());
+            *self.sweep.borrow_mut() = Some(timer);
+        }
+    }
+
+    fn remove(&self, slot: usize) {
+        let gone = self.all.borrow_mut()[slot].take();
+        if gone.is_some() {
+            self.free.borrow_mut().push(slot);
+            self.count.set(self.count.get() - 1);
+            if self.is_empty() {
+                let timer = self.sweep.borrow_mut().take();
+                drop(timer);
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Vec<Sock> {
+        self.all.borrow().iter().flatten().cloned().map(Sock).collect()
+    }
+
+    pub(crate) fn close_all(&self, _reactor: &Reactor) {
+        for s in self.snapshot() {
+            s.close();
+        }
+    }
+
+    /// Closes connections whose peer does not take what is sent to it.
+    fn sweep(&self) {
+        let now = clock::rdtsc();
+        let late = |s: &&Rc<Inner>| {
+            let age = now.saturating_sub(s.progress.get());
+            match s.phase.get() {
+                Phase::Open | Phase::Leaving => s.tx_op.get().is_some() && age > s.send_timeout.get(),
+                Phase::Finishing if s.lingering.get() => age > clock::ticks(LINGER),
+                Phase::Finishing => age > s.send_timeout.get(),
+                Phase::Closing | Phase::Closed => false,
+            }
+        };
+        let late: Vec<Sock> = self.all.borrow().iter().flatten().filter(late).cloned().map(Sock).collect();
+        for s in late {
+            let e = match s.0.lingering.get() {
+                true => io::Error::from(io::ErrorKind::ConnectionAborted),
+                false => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the peer took none of {} bytes for too long", s.queued()),
+                ),
+            };
+            s.fail(e);
+        }
+    }
+}
+
+impl Sock {
+    /// Takes over a connected stream socket. Nothing is received before [`start`](Self::start).
+    pub fn from_fd(reactor: &Reactor, fd: OwnedFd, handler: Rc<dyn SockHandler>) -> io::Result<Sock> {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        // A non-blocking socket would answer EAGAIN where the ring should wait.
+        let flags = fcntl_getfl(&fd)?;
+        if flags.contains(OFlags::NONBLOCK) {
+            fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
+        }
+        // Not TCP: nothing to set.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
+        let raw = fd.as_raw_fd();
+        let inner = Rc::new(Inner {
+            reactor: reactor.clone(),
+            fd: RefCell::new(Some(fd)),
+            raw,
+            handler: RefCell::new(Some(handler)),
+            phase: Cell::new(Phase::Open),
+            error: RefCell::new(None),
+            slot: Cell::new(0),
+            dirty: Cell::new(false),
+            in_rx: Cell::new(false),
+            rx: RefCell::new(Rx::Idle),
+            want: RefCell::new(None),
+            tx: RefCell::default(),
+            tx_op: Cell::new(None),
+            low_water: Cell::new(LOW_WATER),
+            above: Cell::new(false),
+            send_timeout: Cell::new(clock::ticks(SEND_TIMEOUT)),
+            progress: Cell::new(reactor.now()),
+            lingering: Cell::new(false),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            leave: RefCell::new(None),
+        });
+        reactor.0.socks.add(&inner);
+        Ok(Sock(inner))
+    }
+
+    /// Begins to receive.
+    pub fn start(&self, next: Next) {
+        self.resume(next);
+    }
+
+    /// Receives again after [`Next::Pause`]. While a receive is armed, it does nothing.
+    pub fn resume(&self, next: Next) {
+        if self.0.phase.get() != Phase::Open {
+            return;
+        }
+        if self.0.in_rx.get() {
+            *self.0.want.borrow_mut() = Some(next);
+        } else if matches!(*self.0.rx.borrow(), Rx::Idle) {
+            self.arm(next, true);
+        }
+    }
+
+    /// Queues a copy of `bytes`.
+    pub fn send_bytes(&self, bytes: &[u8]) {
+        self.queue(|tx, spares| tx.push_bytes(spares, bytes));
+    }
+
+    /// Queues what `fill` writes into a buffer of `max` bytes (at most 8 KiB); it returns how much that is.
+    pub fn send_with(&self, max: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
+        self.queue(|tx, spares| tx.push_with(spares, max, fill));
+    }
+
+    /// Queues `buf` by reference; it is released when its last byte was taken by the kernel, or at close.
+    pub fn send_buf(&self, buf: DmaBuf) {
+        self.queue(|tx, _| tx.push_buf(buf));
+    }
+
+    #[inline]
+    fn queue(&self, f: impl FnOnce(&mut Tx, &mut Spares)) {
+        let s = &*self.0;
+        if s.phase.get() != Phase::Open {
+            return;
+        }
+        let mut tx = s.tx.borrow_mut();
+        if tx.queued() == 0 {
+            s.progress.set(s.reactor.now());
+        }
+        f(&mut tx, &mut s.reactor.0.socks.spares.borrow_mut());
+        if tx.queued() > s.low_water.get() {
+            s.above.set(true);
+        }
+        drop(tx);
+        self.mark();
+    }
+
+    /// Bytes queued and not yet taken by the kernel.
+    pub fn queued(&self) -> usize {
+        self.0.tx.borrow().queued()
+    }
+
+    /// (bytes received, bytes sent) so far.
+    pub fn traffic(&self) -> (u64, u64) {
+        (self.0.received.get(), self.0.sent.get())
+    }
+
+    /// Sets the low-water mark of [`SockHandler::on_sent`]; 256 KiB unless set.
+    pub fn set_low_water(&self, bytes: usize) {
+        self.0.low_water.set(bytes);
+    }
+
+    /// Sets for how long sending may make no progress; [`SEND_TIMEOUT`] unless set.
+    pub fn set_send_timeout(&self, d: Duration) {
+        self.0.send_timeout.set(clock::ticks(d));
+    }
+
+    /// Closes without sending what is queued. What is in flight is cancelled; then comes `on_close`.
+    pub fn close(&self) {
+        self.fail(io::ErrorKind::ConnectionAborted.into());
+    }
+
+    /// Sends what is queued, says end-of-stream, discards what still arrives until the peer closes too (a second at most),
+    /// and closes.
+    pub fn finish(&self) {
+        let s = &*self.0;
+        if s.phase.get() != Phase::Open {
+            return;
+        }
+        s.phase.set(Phase::Finishing);
+        s.progress.set(s.reactor.now());
+        self.set_error(io::ErrorKind::ConnectionAborted.into());
+        *s.want.borrow_mut() = None;
+        self.mark();
+    }
+
+    /// Whether [`close`](Self::close), [`finish`](Self::finish), the peer or an error ended it.
+    pub fn is_closed(&self) -> bool {
+        self.0.phase.get() != Phase::Open
+    }
+
+    /// Gives the descriptor to `f`, for another core or another protocol, once everything queued is sent. No receive may be
+    /// armed: call it paused, or from a receive callback that returns [`Next::Pause`]. There is no `on_close`, unless the
+    /// connection fails before.
+    pub fn hand_over(&self, f: impl FnOnce(&Reactor, OwnedFd) + 'static) {
+        let s = &*self.0;
+        if s.phase.get() != Phase::Open {
+            return;
+        }
+        debug_assert!(matches!(*s.rx.borrow(), Rx::Idle), "hand_over with a receive armed");
+        s.phase.set(Phase::Leaving);
+        *s.leave.borrow_mut() = Some(Box::new(f));
+        self.mark();
+    }
+
+    /// The peer's address.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        let fd = self.0.fd.borrow();
+        let fd = fd.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(rustix::net::getpeername(fd.as_fd())?.ok_or(io::ErrorKind::NotConnected)?.try_into()?)
+    }
+
+    /// This side's address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        let fd = self.0.fd.borrow();
+        let fd = fd.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(rustix::net::getsockname(fd.as_fd())?.try_into()?)
+    }
+
+    /// The reactor it lives on.
+    pub fn reactor(&self) -> &Reactor {
+        &self.0.reactor
+    }
+
+    fn set_error(&self, e: io::Error) {
+        self.0.error.borrow_mut().get_or_insert(e);
+    }
+
+    fn mark(&self) {
+        if !self.0.dirty.replace(true) {
+            self.0.reactor.0.socks.dirty.borrow_mut().push(self.0.clone());
+        }
+    }
+
+    fn fail(&self, e: io::Error) {
+        let s = &*self.0;
+        match s.phase.get() {
+            Phase::Closing | Phase::Closed => return,
+            Phase::Finishing | Phase::Open | Phase::Leaving => {}
+        }
+        if s.phase.get() == Phase::Open || !s.lingering.get() {
+            self.set_error(e);
+        }
+        s.phase.set(Phase::Closing);
+        *s.want.borrow_mut() = None;
+        match &*s.rx.borrow() {
+            Rx::Idle => {}
+            Rx::Ring(op) | Rx::Direct { op, .. } => s.reactor.cancel(*op),
+        }
+        if let Some(op) = s.tx_op.get() {
+            s.reactor.cancel(op);
+        }
+        self.mark();
+    }
+
+    fn completion(&self, func: unsafe fn(*mut (), i32, u32)) -> Completion {
+        Completion { func, ctx: Rc::into_raw(self.0.clone()).cast_mut().cast() }
+    }
+
+    fn arm(&self, next: Next, poll_first: bool) {
+        let s = &*self.0;
+        match next {
+            Next::Ring => {
+                let op = RingOp::RecvSelect { fd: s.raw, poll_first };
+                // SAFETY: the operation uses no memory of ours but the context, a counted reference that `on_ring` takes.
+                let op = unsafe { s.reactor.submit(op, self.completion(on_ring)) };
+                *s.rx.borrow_mut() = Rx::Ring(op);
+            }
+            Next::Direct { buf, off, len } => {
+                assert!(
+                    len > 0 && off.checked_add(len).is_some_and(|end| end <= buf.len()),
+                    "direct receive of {len} bytes at {off} into a buffer of {}",
+                    buf.len()
+                );
+                let mut arena = s.reactor.0.socks.spares.borrow_mut().recv_arena();
+                // SAFETY: the range is within `buf`, which `rx` holds until the receive completed.
+                let msg = unsafe { arena.aim(buf.as_ptr().wrapping_add(off), len) };
+                let op = RingOp::RecvMsg { fd: s.raw, msg, poll_first };
+                // SAFETY: arena (boxed) and buffer are held in `rx` until `on_direct` takes them; the context is counted.
+                let op = unsafe { s.reactor.submit(op, self.completion(on_direct)) };
+                *s.rx.borrow_mut() = Rx::Direct { op, buf, len, arena };
+            }
+            Next::Pause => {}
+            Next::Close => self.finish(),
+        }
+    }
+
+    fn handler(&self) -> Option<Rc<dyn SockHandler>> {
+        self.0.handler.borrow().clone()
+    }
+
+    /// Calls a receive callback and arms what it asks for.
+    fn received(&self, n: usize, flags: u32, call: impl FnOnce(&dyn SockHandler) -> Next) {
+        let s = &*self.0;
+        s.received.set(s.received.get() + n as u64);
+        let Some(h) = self.handler() else { return };
+        s.in_rx.set(true);
+        let mut next = call(&*h);
+        s.in_rx.set(false);
+        let resumed = s.want.borrow_mut().take();
+        if s.phase.get() != Phase::Open {
+            return;
+        }
+        if let (Next::Pause, Some(r)) = (&next, resumed) {
+            next = r;
+        }
+        self.arm(next, flags & CQE_F_SOCK_NONEMPTY == 0);
+    }
+
+    /// A receive ended without bytes. `again` re-arms it where that helps.
+    fn rx_ended(&self, res: i32, again: Next) {
+        let s = &*self.0;
+        match (s.phase.get(), -res) {
+            (Phase::Closing | Phase::Closed | Phase::Leaving, _) => self.mark(),
+            (_, 0) => {
+                self.set_error(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"));
+                self.fail(io::ErrorKind::UnexpectedEof.into());
+            }
+            (_, libc::ENOBUFS) => {
+                // All slices are out. They come back before the turn ends: try again then, with more of them.
+                s.reactor.0.engine.rx_grow();
+                *s.want.borrow_mut() = Some(again);
+                self.mark();
+            }
+            (_, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => {
+                *s.want.borrow_mut() = Some(again);
+                self.mark();
+            }
+            (_, e) => self.fail(io::Error::from_raw_os_error(e)),
+        }
+    }
+
+    fn flush(&self, reactor: &Reactor) {
+        let s = &*self.0;
+        match s.phase.get() {
+            Phase::Closed => {}
+            Phase::Closing => self.try_end(reactor),
+            Phase::Open => {
+                let want = s.want.borrow_mut().take();
+                if let Some(next) = want
+                    && matches!(*s.rx.borrow(), Rx::Idle)
+                {
+                    self.arm(next, false);
+                }
+                self.begin_send();
+            }
+            Phase::Finishing => {
+                self.begin_send();
+                if s.tx.borrow().queued() == 0 && !s.lingering.replace(true) {
+                    s.progress.set(s.reactor.now());
+                    if let Some(fd) = &*s.fd.borrow() {
+                        let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Write);
+                    }
+                }
+                *s.want.borrow_mut() = None;
+                if matches!(*s.rx.borrow(), Rx::Idle) {
+                    self.arm(Next::Ring, false);
+                }
+            }
+            Phase::Leaving => {
+                self.begin_send();
+                if s.tx.borrow().queued() == 0 && s.tx_op.get().is_none() && matches!(*s.rx.borrow(), Rx::Idle) {
+                    s.phase.set(Phase::Closed);
+                    reactor.0.socks.remove(s.slot.get());
+                    let (fd, f, h) =
+                        (s.fd.borrow_mut().take(), s.leave.borrow_mut().take(), s.handler.borrow_mut().take());
+                    if let (Some(fd), Some(f)) = (fd, f) {
+                        f(reactor, fd);
+                    }
+                    drop(h);
+                }
+            }
+        }
+    }
+
+    fn begin_send(&self) {
+        let s = &*self.0;
+        if s.tx_op.get().is_some() {
+            return;
+        }
+        let msg = s.tx.borrow_mut().begin(&mut s.reactor.0.socks.spares.borrow_mut());
+        if let Some(msg) = msg {
+            let op = RingOp::SendMsg { fd: s.raw, msg };
+            // SAFETY: the queue keeps header, vectors and bytes in place until `on_sent`; the context is counted.
+            let op = unsafe { s.reactor.submit(op, self.completion(on_sent)) };
+            s.tx_op.set(Some(op));
+        }
+    }
+
+    fn try_end(&self, reactor: &Reactor) {
+        let s = &*self.0;
+        if s.tx_op.get().is_some() || !matches!(*s.rx.borrow(), Rx::Idle) {
+            return;
+        }
+        s.phase.set(Phase::Closed);
+        s.tx.borrow_mut().clear(&mut reactor.0.socks.spares.borrow_mut());
+        let fd = s.fd.borrow_mut().take();
+        drop(fd);
+        let leave = s.leave.borrow_mut().take();
+        drop(leave);
+        let handler = s.handler.borrow_mut().take();
+        let e = s.error.borrow_mut().take().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
+        if let Some(h) = handler {
+            h.on_close(self, e);
+        }
+        reactor.0.socks.remove(s.slot.get());
+    }
+}
+
+/// # Safety
+/// `ctx` is a counted reference to an [`Inner`], which this call takes.
+unsafe fn take(ctx: *mut ()) -> Sock {
+    // SAFETY: the caller's.
+    Sock(unsafe { Rc::from_raw(ctx.cast_const().cast()) })
+}
+
+unsafe fn on_ring(ctx: *mut (), res: i32, flags: u32) {
+    // SAFETY: made by `completion`, and a single-shot receive completes once.
+    let sock = unsafe { take(ctx) };
+    let s = &*sock.0;
+    *s.rx.borrow_mut() = Rx::Idle;
+    let bid = buffer_of(flags);
+    if res > 0
+        && let Some(bid) = bid
+    {
+        match s.phase.get() {
+            Phase::Open => {
+                // SAFETY: the slice belongs to this completion and is returned only after the callback.
+                let data = unsafe { s.reactor.0.engine.rx_slice(bid, res as usize) };
+                sock.received(data.len(), flags, |h| h.on_recv(&sock, data));
+            }
+            _ => sock.mark(),
+        }
+    } else {
+        sock.rx_ended(res, Next::Ring);
+    }
+    if let Some(bid) = bid {
+        s.reactor.0.engine.rx_return(bid);
+    }
+}
+
+unsafe fn on_direct(ctx: *mut (), res: i32, flags: u32) {
+    // SAFETY: made by `completion`, and a receive completes once.
+    let sock = unsafe { take(ctx) };
+    let s = &*sock.0;
+    let rx = std::mem::replace(&mut *s.rx.borrow_mut(), Rx::Idle);
+    let Rx::Direct { buf, len, arena, .. } = rx else {
+        debug_assert!(false, "a direct receive completed that was not armed");
+        return;
+    };
+    if res > 0 && s.phase.get() == Phase::Open {
+        let total = res as usize;
+        let n = total.min(len);
+        let tail = &arena.tail[..(total - n).min(TAIL)];
+        sock.received(total, flags, |h| h.on_direct(&sock, buf, n, tail));
+    } else if res > 0 {
+        sock.mark();
+    } else {
+        let off = arena.offset_in(&buf);
+        sock.rx_ended(res, Next::Direct { buf, off, len });
+    }
+    s.reactor.0.socks.spares.borrow_mut().keep_recv(arena);
+}
+
+unsafe fn on_sent(ctx: *mut (), res: i32, _flags: u32) {
+    // SAFETY: made by `completion`, and a send completes once.
+    let sock = unsafe { take(ctx) };
+    let s = &*sock.0;
+    s.tx_op.set(None);
+    let n = res.max(0) as usize;
+    s.tx.borrow_mut().sent(&mut s.reactor.0.socks.spares.borrow_mut(), n);
+    s.sent.set(s.sent.get() + n as u64);
+    if n > 0 {
+        s.progress.set(s.reactor.now());
+    }
+    let queued = s.tx.borrow().queued();
+    if queued > 0 || s.phase.get() != Phase::Open {
+        sock.mark();
+    }
+    if res < 0 && !matches!(-res, libc::EINTR | libc::EAGAIN) && s.phase.get() != Phase::Closing {
+        sock.fail(io::Error::from_raw_os_error(-res));
+        return;
+    }
+    if s.phase.get() == Phase::Open
+        && s.above.get()
+        && queued <= s.low_water.get()
+        && let Some(h) = sock.handler()
+    {
+        s.above.set(false);
+        h.on_sent(&sock);
+    }
+}

@@ -1,0 +1,311 @@
+//! The send queue of one connection: bytes copied into stable segments, buffers by reference, and the one vectored send
+//! that is in flight.
+#![allow(unsafe_code)]
+
+use crate::dma::DmaBuf;
+use std::collections::VecDeque;
+
+/// Bytes of one segment of copied bytes.
+pub(crate) const SEGMENT: usize = 8 << 10;
+/// Vectors of one send.
+pub(crate) const VECTORS: usize = 1024;
+/// Bytes of one send.
+pub(crate) const SEND_BUDGET: usize = 512 << 10;
+/// Spare segments and arenas a reactor keeps.
+const SPARES: usize = 64;
+
+/// The memory a send needs while it is in flight.
+pub(crate) struct SendArena {
+    pub(crate) msg: libc::msghdr,
+    iov: [libc::iovec; VECTORS],
+}
+
+/// The memory a direct receive needs while it is in flight.
+pub(crate) struct RecvArena {
+    pub(crate) msg: libc::msghdr,
+    iov: [libc::iovec; 2],
+    pub(crate) tail: [u8; TAIL],
+}
+
+/// Bytes a direct receive may take beyond the asked ones.
+pub(crate) const TAIL: usize = 4096;
+
+impl RecvArena {
+    /// Points the receive at `ptr..ptr + len` and then at the tail.
+    ///
+    /// # Safety
+    /// That memory is valid for writes until the receive completed.
+    pub(crate) unsafe fn aim(&mut self, ptr: *mut u8, len: usize) -> *mut libc::msghdr {
+        self.iov[0] = libc::iovec { iov_base: ptr.cast(), iov_len: len };
+        self.iov[1] = libc::iovec { iov_base: self.tail.as_mut_ptr().cast(), iov_len: TAIL };
+        self.msg.msg_iov = self.iov.as_mut_ptr();
+        self.msg.msg_iovlen = 2;
+        &mut self.msg
+    }
+
+    /// Where in `buf` the receive was aimed.
+    pub(crate) fn offset_in(&self, buf: &DmaBuf) -> usize {
+        self.iov[0].iov_base as usize - buf.as_ptr() as usize
+    }
+}
+
+/// Spare memory of a reactor's connections, so that an idle connection holds none and a busy one does not allocate.
+#[derive(Default)]
+pub(crate) struct Spares {
+    segments: Vec<Box<[u8; SEGMENT]>>,
+    send: Vec<Box<SendArena>>,
+    recv: Vec<Box<RecvArena>>,
+}
+
+impl Spares {
+    fn segment(&mut self) -> Box<[u8; SEGMENT]> {
+        self.segments.pop().unwrap_or_else(|| Box::new([0; SEGMENT]))
+    }
+
+    fn send_arena(&mut self) -> Box<SendArena> {
+        // SAFETY: both are plain C structures for which zero (null pointers, no length) is valid.
+        self.send.pop().unwrap_or_else(|| unsafe { Box::new_zeroed().assume_init() })
+    }
+
+    pub(crate) fn recv_arena(&mut self) -> Box<RecvArena> {
+        // SAFETY: as above, and bytes.
+        self.recv.pop().unwrap_or_else(|| unsafe { Box::new_zeroed().assume_init() })
+    }
+
+    pub(crate) fn keep_recv(&mut self, a: Box<RecvArena>) {
+        if self.recv.len() < SPARES {
+            self.recv.push(a);
+        }
+    }
+
+    fn keep_segment(&mut self, s: Box<[u8; SEGMENT]>) {
+        if self.segments.len() < SPARES {
+            self.segments.push(s);
+        }
+    }
+}
+
+struct Segment {
+    bytes: Box<[u8; SEGMENT]>,
+    used: usize,
+    /// Items of the queue that lie in this segment.
+    items: usize,
+}
+
+struct Item {
+    ptr: *const u8,
+    len: usize,
+    /// `None`: copied bytes, in a segment.
+    owner: Option<DmaBuf>,
+}
+
+/// The queue.
+#[derive(Default)]
+pub(crate) struct Tx {
+    items: VecDeque<Item>,
+    segments: VecDeque<Segment>,
+    queued: usize,
+    arena: Option<Box<SendArena>>,
+}
+
+impl Tx {
+    /// Bytes not sent yet.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Appends up to `max` bytes that `fill` writes; it returns how many. They extend the last item where they follow it in
+    /// memory: to the kernel that is one vector.
+    pub(crate) fn push_with(&mut self, spares: &mut Spares, max: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
+        assert!(max <= SEGMENT, "at most {SEGMENT} bytes are copied at a time, not {max}");
+        if self.segments.back().is_none_or(|s| SEGMENT - s.used < max) {
+            self.segments.push_back(Segment { bytes: spares.segment(), used: 0, items: 0 });
+        }
+        let seg = self.segments.back_mut().expect("just made");
+        let at = seg.used;
+        let n = fill(&mut seg.bytes[at..at + max]);
+        assert!(n <= max, "{n} bytes written into {max}");
+        if n == 0 {
+            return;
+        }
+        seg.used += n;
+        self.queued += n;
+        let ptr = seg.bytes[at..].as_ptr();
+        match self.items.back_mut() {
+            Some(last) if last.owner.is_none() && seg.items > 0 && at > 0 => last.len += n,
+            _ => {
+                seg.items += 1;
+                self.items.push_back(Item { ptr, len: n, owner: None });
+            }
+        }
+    }
+
+    pub(crate) fn push_bytes(&mut self, spares: &mut Spares, bytes: &[u8]) {
+        for part in bytes.chunks(SEGMENT) {
+            self.push_with(spares, part.len(), |to| {
+                to.copy_from_slice(part);
+                part.len()
+            });
+        }
+    }
+
+    pub(crate) fn push_buf(&mut self, buf: DmaBuf) {
+        if !buf.is_empty() {
+            self.queued += buf.len();
+            self.items.push_back(Item { ptr: buf.as_ptr(), len: buf.len(), owner: Some(buf) });
+        }
+    }
+
+    /// Fills the vectors of the next send from the head of the queue. The header and everything it points to stays in place
+    /// until [`sent`](Self::sent).
+    pub(crate) fn begin(&mut self, spares: &mut Spares) -> Option<*const libc::msghdr> {
+        if self.arena.is_some() || self.items.is_empty() {
+            return None;
+        }
+        let mut arena = spares.send_arena();
+        let (mut n, mut bytes) = (0, 0);
+        for (item, iov) in self.items.iter().zip(arena.iov.iter_mut()) {
+            let len = item.len.min(SEND_BUDGET - bytes);
+            *iov = libc::iovec { iov_base: item.ptr.cast_mut().cast(), iov_len: len };
+            n += 1;
+            bytes += len;
+            if bytes == SEND_BUDGET {
+                break;
+            }
+        }
+        arena.msg.msg_iov = arena.iov.as_mut_ptr();
+        arena.msg.msg_iovlen = n;
+        let arena = self.arena.insert(arena);
+        Some(&arena.msg)
+    }
+
+    /// The send in flight ended after `n` bytes.
+    pub(crate) fn sent(&mut self, spares: &mut Spares, mut n: usize) {
+        if let Some(a) = self.arena.take()
+            && spares.send.len() < SPARES
+        {
+            spares.send.push(a);
+        }
+        debug_assert!(n <= self.queued, "{n} bytes sent of {}", self.queued);
+        self.queued -= n;
+        while n > 0 {
+            let Some(item) = self.items.front_mut() else { break };
+            if n < item.len {
+                item.ptr = item.ptr.wrapping_add(n);
+                item.len -= n;
+                return;
+            }
+            n -= item.len;
+            let copied = item.owner.is_none();
+            self.items.pop_front();
+            if copied {
+                self.release_segment(spares);
+            }
+        }
+    }
+
+    /// An item in the first segment is gone.
+    fn release_segment(&mut self, spares: &mut Spares) {
+        let idle = self.segments.len() > 1 || self.items.is_empty();
+        let Some(seg) = self.segments.front_mut() else { return };
+        seg.items -= 1;
+        if seg.items > 0 {
+            return;
+        }
+        if idle {
+            if let Some(s) = self.segments.pop_front() {
+                spares.keep_segment(s.bytes);
+            }
+        } else {
+            seg.used = 0;
+        }
+    }
+
+    /// Forgets the queue; only when nothing is in flight.
+    pub(crate) fn clear(&mut self, spares: &mut Spares) {
+        debug_assert!(self.arena.is_none());
+        self.items.clear();
+        self.queued = 0;
+        for s in self.segments.drain(..) {
+            spares.keep_segment(s.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dma::DmaPool;
+    use crate::options::DmaOptions;
+
+    fn gather(msg: *const libc::msghdr) -> (usize, Vec<u8>) {
+        // SAFETY: `begin` filled the header, and the queue still holds what it points to.
+        unsafe {
+            let iov = std::slice::from_raw_parts((*msg).msg_iov, (*msg).msg_iovlen as usize);
+            let bytes = iov
+                .iter()
+                .flat_map(|v| std::slice::from_raw_parts(v.iov_base.cast::<u8>(), v.iov_len).to_vec())
+                .collect();
+            (iov.len(), bytes)
+        }
+    }
+
+    #[test]
+    fn copied_bytes_coalesce_and_buffers_keep_their_place() {
+        let pool = DmaPool::new(&DmaOptions::default()).unwrap();
+        let (mut tx, mut sp) = (Tx::default(), Spares::default());
+        tx.push_bytes(&mut sp, b"ab");
+        tx.push_bytes(&mut sp, b"cd");
+        let mut b = pool.alloc(2).unwrap();
+        b.get_mut().unwrap().copy_from_slice(b"XY");
+        tx.push_buf(b);
+        tx.push_bytes(&mut sp, b"ef");
+        assert_eq!(tx.queued(), 8);
+        assert_eq!(gather(tx.begin(&mut sp).unwrap()), (3, b"abcdXYef".to_vec()));
+        assert!(tx.begin(&mut sp).is_none(), "one send at a time");
+        tx.push_bytes(&mut sp, b"gh");
+        tx.sent(&mut sp, 5);
+        assert_eq!(gather(tx.begin(&mut sp).unwrap()), (2, b"Yefgh".to_vec()));
+        tx.sent(&mut sp, 5);
+        assert_eq!((tx.queued(), pool.stats().classes[0].in_use), (0, 0));
+        assert!(tx.segments.is_empty(), "an idle connection owns no memory");
+    }
+
+    #[test]
+    fn any_split_of_any_queue_comes_out_in_order() {
+        let pool = DmaPool::new(&DmaOptions::default()).unwrap();
+        let (mut tx, mut sp) = (Tx::default(), Spares::default());
+        let (mut seed, mut next, mut out, mut want) = (7u64, 0u8, Vec::new(), Vec::new());
+        let mut random = move |n: usize| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) as usize % n
+        };
+        let rounds = if cfg!(miri) { 100 } else { 5000 };
+        for _ in 0..rounds {
+            for _ in 0..random(4) {
+                let n = if random(20) == 0 { random(20_000) } else { random(100) };
+                let bytes: Vec<u8> = (0..n).map(|_| (next, next = next.wrapping_add(1)).0).collect();
+                want.extend_from_slice(&bytes);
+                if random(3) == 0 {
+                    let mut b = pool.alloc(n.max(1)).unwrap().slice(0, n);
+                    b.get_mut().unwrap().copy_from_slice(&bytes);
+                    tx.push_buf(b);
+                } else {
+                    tx.push_bytes(&mut sp, &bytes);
+                }
+            }
+            if let Some(msg) = tx.begin(&mut sp) {
+                let (_, bytes) = gather(msg);
+                let n = random(bytes.len() + 1);
+                out.extend_from_slice(&bytes[..n]);
+                tx.sent(&mut sp, n);
+            }
+        }
+        while let Some(msg) = tx.begin(&mut sp) {
+            let (_, bytes) = gather(msg);
+            out.extend_from_slice(&bytes);
+            tx.sent(&mut sp, bytes.len());
+        }
+        assert!(out == want, "the bytes sent are not the bytes queued");
+    }
+}
