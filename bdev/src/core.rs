@@ -1,0 +1,477 @@
+//! What a core holds for its requests: the pool, the queue of ended requests, and its open channels.
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::marker::PhantomPinned;
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::rc::{Rc, Weak};
+
+use longshore_nvme::wire::Status;
+use longshore_reactor::{Poller, Reactor, Timer};
+
+use crate::channel::ChannelInner;
+use crate::frame::{Frame, MAX_FRAMES};
+use crate::io::{Io, IoFlags, IoId, IoRef, IoVec, Op, State};
+use crate::job::Job;
+
+/// Completions that one turn of the reactor delivers from the queue of ended requests.
+const POLL_BUDGET: usize = 256;
+
+/// Sizes of a core's pools.
+#[derive(Clone, Copy, Debug)]
+pub struct CoreOptions {
+    /// Requests in the pool of one core.
+    pub requests: u32,
+    /// Requests of `requests` kept for children of requests in flight (splits), so that parents cannot starve them.
+    pub child_reserve: u32,
+}
+
+impl Default for CoreOptions {
+    fn default() -> Self {
+        CoreOptions { requests: 32768, child_reserve: 1024 }
+    }
+}
+
+/// Told when a request may be had again after [`CoreState::get`] returned none.
+pub trait IoWaiter: 'static {
+    /// Try again. Called from the core's poll phase, in the order of waiting.
+    fn io_available(self: Rc<Self>);
+}
+
+/// Counters of a core's request pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Requests in the pool.
+    pub capacity: u32,
+    /// Requests handed out now.
+    pub in_use: u32,
+    /// Most requests ever handed out at once.
+    pub peak: u32,
+    /// How often the pool was dry and somebody had to wait.
+    pub waits: u64,
+}
+
+/// Fixed slots for requests. Memory is touched only as far as it was ever needed at once.
+pub(crate) struct Pool {
+    base: NonNull<Io>,
+    layout: std::alloc::Layout,
+    capacity: u32,
+    child_reserve: u32,
+    fresh: Cell<u32>,
+    free: Cell<Option<NonNull<Io>>>,
+    in_use: Cell<u32>,
+    peak: Cell<u32>,
+    waits: Cell<u64>,
+    waiting: Cell<u32>,
+    done_head: Cell<Option<NonNull<Io>>>,
+    done_tail: Cell<Option<NonNull<Io>>>,
+    _pin: PhantomPinned,
+}
+
+impl Pool {
+    fn new(opts: CoreOptions) -> Pin<Box<Pool>> {
+        let capacity = opts.requests.max(16);
+        let layout = std::alloc::Layout::array::<Io>(capacity as usize).expect("request pool size");
+        // SAFETY: the layout is not empty. Large blocks come from the kernel untouched, so unused slots cost no memory.
+        let base = NonNull::new(unsafe { std::alloc::alloc(layout) } as *mut Io)
+            .unwrap_or_else(|| std::alloc::handle_alloc_error(layout));
+        Box::pin(Pool {
+            base,
+            layout,
+            capacity,
+            child_reserve: opts.child_reserve.min(capacity / 4),
+            fresh: Cell::new(0),
+            free: Cell::new(None),
+            in_use: Cell::new(0),
+            peak: Cell::new(0),
+            waits: Cell::new(0),
+            waiting: Cell::new(0),
+            done_head: Cell::new(None),
+            done_tail: Cell::new(None),
+            _pin: PhantomPinned,
+        })
+    }
+
+    #[inline]
+    fn get(&self, keep: u32) -> Option<IoRef> {
+        let used = self.in_use.get();
+        if self.capacity - used <= keep {
+            return None;
+        }
+        let ptr = match self.free.get() {
+            Some(p) => {
+                // SAFETY: free slots are initialised and linked only here.
+                self.free.set(unsafe { p.as_ref() }.next);
+                p
+            }
+            None => self.init_fresh(),
+        };
+        self.in_use.set(used + 1);
+        if used >= self.peak.get() {
+            self.peak.set(used + 1);
+        }
+        // SAFETY: the slot was free, so nobody else holds it.
+        let io = unsafe { &mut *ptr.as_ptr() };
+        io.state = State::Owned;
+        io.next = None;
+        // SAFETY: as above; the handle is the only one.
+        Some(unsafe { IoRef::from_ptr(ptr) })
+    }
+
+    #[cold]
+    fn init_fresh(&self) -> NonNull<Io> {
+        let i = self.fresh.get();
+        assert!(i < self.capacity);
+        self.fresh.set(i + 1);
+        // SAFETY: `i` is inside the block.
+        let p = unsafe { self.base.add(i as usize) };
+        let null = IoVec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: the slot is ours and uninitialised until now.
+        unsafe {
+            p.write(Io {
+                op: Op::Read,
+                flags: IoFlags::NONE,
+                depth: 0,
+                state: State::Free,
+                status: Status::SUCCESS,
+                md_len: 0,
+                nblocks: 0,
+                index: i,
+                lba: 0,
+                iov: std::ptr::null(),
+                iovcnt: 0,
+                generation: 0,
+                md: std::ptr::null_mut(),
+                next: None,
+                pool: NonNull::from(self),
+                inline: [null; 2],
+                aux: 0,
+                words: [0; 2],
+                owned: false,
+                nest: 0,
+                frames: [Frame::EMPTY; MAX_FRAMES],
+                owners: [None, None],
+            });
+        }
+        p
+    }
+
+    #[inline]
+    pub(crate) fn put(&self, mut io: IoRef) {
+        debug_assert_eq!(io.depth(), 0, "released with frames");
+        let slot = io.io_mut();
+        slot.state = State::Free;
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.depth = 0;
+        slot.nest = 0;
+        slot.iovcnt = 0;
+        slot.inline[1].iov_len = 0;
+        slot.md = std::ptr::null_mut();
+        if slot.owned {
+            slot.owned = false;
+            slot.owners = [None, None];
+        }
+        slot.next = self.free.get();
+        self.free.set(Some(io.into_ptr()));
+        self.in_use.set(self.in_use.get() - 1);
+    }
+
+    #[inline]
+    pub(crate) fn push_done(&self, mut io: IoRef) {
+        io.io_mut().next = None;
+        let p = io.into_ptr();
+        match self.done_tail.get() {
+            // SAFETY: requests in the list are owned by the list.
+            Some(t) => unsafe { (*t.as_ptr()).next = Some(p) },
+            None => self.done_head.set(Some(p)),
+        }
+        self.done_tail.set(Some(p));
+    }
+
+    /// Delivers ended requests; returns how many.
+    #[inline]
+    fn poll_done(&self) -> usize {
+        let mut n = 0;
+        // Requests that end while this list is delivered wait for the next turn: the list is cut off first.
+        let mut cur = self.done_head.take();
+        self.done_tail.set(None);
+        while let Some(p) = cur {
+            if n == POLL_BUDGET {
+                self.requeue_front(p);
+                break;
+            }
+            // SAFETY: the list owned the request; the handle made here is the only one from now on.
+            let mut io = unsafe { IoRef::from_ptr(p) };
+            cur = io.io_mut().next.take();
+            n += 1;
+            io.unwind();
+        }
+        n
+    }
+
+    #[cold]
+    fn requeue_front(&self, first: NonNull<Io>) {
+        let mut last = first;
+        // SAFETY: the cut-off list is owned by the caller and ends with None.
+        while let Some(n) = unsafe { last.as_ref() }.next {
+            last = n;
+        }
+        // SAFETY: as above.
+        unsafe { (*last.as_ptr()).next = self.done_head.get() };
+        if self.done_head.get().is_none() {
+            self.done_tail.set(Some(last));
+        }
+        self.done_head.set(Some(first));
+    }
+
+    /// The request that `id` names, if that use of it is still in flight.
+    pub(crate) fn find(&self, id: IoId) -> Option<NonNull<Io>> {
+        if id.index >= self.fresh.get() {
+            return None;
+        }
+        // SAFETY: slots below `fresh` are initialised and never move.
+        let p = unsafe { self.base.add(id.index as usize) };
+        // SAFETY: as above; only plain fields are read.
+        let io = unsafe { p.as_ref() };
+        (io.state == State::Owned && io.generation == id.generation).then_some(p)
+    }
+
+    fn stats(&self) -> PoolStats {
+        PoolStats { capacity: self.capacity, in_use: self.in_use.get(), peak: self.peak.get(), waits: self.waits.get() }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if self.in_use.get() != 0 {
+            tracing::error!(in_use = self.in_use.get(), "request pool dropped with requests in flight: memory kept");
+            return;
+        }
+        for i in 0..self.fresh.get() {
+            // SAFETY: initialised slots, all free, dropped once.
+            unsafe { self.base.add(i as usize).drop_in_place() };
+        }
+        // SAFETY: allocated with this layout in `new`.
+        unsafe { std::alloc::dealloc(self.base.as_ptr().cast(), self.layout) };
+    }
+}
+
+/// A core's block-device state. One per reactor, made on first use.
+pub struct CoreState {
+    pool: Pin<Box<Pool>>,
+    reactor: Reactor,
+    waiters: RefCell<VecDeque<Rc<dyn IoWaiter>>>,
+    channels: RefCell<HashMap<usize, Weak<ChannelInner>>>,
+    /// Closed channels: freed here, at the top of the stack, when nothing is in flight on them.
+    buried: RefCell<Vec<Rc<ChannelInner>>>,
+    /// Jobs that wait for a request or for scratch memory.
+    starved: RefCell<Vec<Rc<Job>>>,
+    idle_jobs: RefCell<Vec<Rc<Job>>>,
+    /// There is something in `buried` or `starved`.
+    chores: Cell<bool>,
+    nudge: RefCell<Option<Timer>>,
+    poller: OnceCell<Poller>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<CoreState>>> = const { RefCell::new(None) };
+}
+
+impl CoreState {
+    /// Makes this reactor's state with pools of the given size. Does nothing if it exists.
+    pub fn init(reactor: &Reactor, opts: CoreOptions) -> Rc<CoreState> {
+        CURRENT.with(|c| {
+            if let Some(s) = &*c.borrow() {
+                return s.clone();
+            }
+            let s = Rc::new(CoreState {
+                pool: Pool::new(opts),
+                reactor: reactor.clone(),
+                waiters: RefCell::new(VecDeque::new()),
+                channels: RefCell::new(HashMap::new()),
+                buried: RefCell::default(),
+                starved: RefCell::default(),
+                idle_jobs: RefCell::default(),
+                chores: Cell::new(false),
+                nudge: RefCell::default(),
+                poller: OnceCell::new(),
+            });
+            let weak = Rc::downgrade(&s);
+            let _ = s.poller.set(reactor.poller("bdev", move |_| weak.upgrade().map_or(0, |s| s.poll())));
+            *c.borrow_mut() = Some(s.clone());
+            s
+        })
+    }
+
+    /// This reactor's state.
+    ///
+    /// # Panics
+    /// Outside a reactor thread.
+    pub fn current() -> Rc<CoreState> {
+        if let Some(s) = CURRENT.with(|c| c.borrow().clone()) {
+            return s;
+        }
+        CoreState::init(&Reactor::current(), CoreOptions::default())
+    }
+
+    /// This thread's state, if there is one.
+    pub(crate) fn existing() -> Option<Rc<CoreState>> {
+        CURRENT.with(|c| c.borrow().clone())
+    }
+
+    /// Gives up this thread's state: the last step before its reactor ends. Channels must be closed.
+    pub fn shutdown() {
+        if let Some(s) = CURRENT.with(|c| c.borrow_mut().take()) {
+            s.clear_buried();
+            // What is still busy now never ends: its memory is kept.
+            std::mem::forget(s.buried.take());
+            s.idle_jobs.take();
+            s.nudge.take();
+        }
+    }
+
+    /// Takes over a channel that nobody holds any more.
+    pub(crate) fn bury(&self, ch: Rc<ChannelInner>) {
+        self.buried.borrow_mut().push(ch);
+        self.chores.set(true);
+    }
+
+    fn clear_buried(&self) {
+        // A freed channel may bury those below it: again until nothing changes.
+        loop {
+            let all = self.buried.take();
+            let n = all.len();
+            let mut kept: Vec<_> = Vec::new();
+            for ch in all {
+                // Somebody may have opened it again, then its last handle buries it once more.
+                if Rc::strong_count(&ch) == 1 && ch.busy() {
+                    kept.push(ch);
+                }
+            }
+            let freed = n != kept.len();
+            self.buried.borrow_mut().extend(kept);
+            if !freed {
+                return;
+            }
+        }
+    }
+
+    #[cold]
+    fn do_chores(&self) {
+        self.clear_buried();
+        for job in self.starved.take() {
+            job.advance(false);
+        }
+        let busy = !self.buried.borrow().is_empty() || !self.starved.borrow().is_empty();
+        self.chores.set(busy);
+        if !self.starved.borrow().is_empty() {
+            self.nudge_later();
+        }
+    }
+
+    /// `job` waits for a request or for scratch memory.
+    pub(crate) fn starve(&self, job: Rc<Job>) {
+        self.pool.waits.set(self.pool.waits.get() + 1);
+        self.starved.borrow_mut().push(job);
+        self.chores.set(true);
+        self.nudge_later();
+    }
+
+    /// Memory may come back without any request ending: look again in a millisecond.
+    fn nudge_later(&self) {
+        let t = self.reactor.timer(std::time::Duration::from_millis(1), |_| {});
+        *self.nudge.borrow_mut() = Some(t);
+    }
+
+    pub(crate) fn take_job(&self) -> Option<Rc<Job>> {
+        self.idle_jobs.borrow_mut().pop()
+    }
+
+    pub(crate) fn put_job(&self, job: Rc<Job>) {
+        let mut idle = self.idle_jobs.borrow_mut();
+        if idle.len() < 256 {
+            idle.push(job);
+        }
+    }
+
+    /// The core's reactor.
+    pub fn reactor(&self) -> &Reactor {
+        &self.reactor
+    }
+
+    /// The coarse time stamp of this turn.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.reactor.now()
+    }
+
+    /// A fresh request, or none: then wait with [`wait`](CoreState::wait).
+    #[inline]
+    pub fn get(&self) -> Option<IoRef> {
+        if self.pool.waiting.get() != 0 {
+            return None;
+        }
+        self.pool.get(self.pool.child_reserve)
+    }
+
+    /// A request for a child of one in flight: may use the reserve.
+    ///
+    /// Children of children (`nest` > 0) may use more of it than children, so that the innermost can always go on.
+    #[inline]
+    pub(crate) fn get_child(&self, nest: u8) -> Option<IoRef> {
+        self.pool.get(self.pool.child_reserve >> nest.saturating_add(1).min(31))
+    }
+
+    /// Tells `waiter` when requests are free again; those who waited longer go first.
+    pub fn wait(&self, waiter: Rc<dyn IoWaiter>) {
+        self.pool.waits.set(self.pool.waits.get() + 1);
+        let mut q = self.waiters.borrow_mut();
+        q.push_back(waiter);
+        self.pool.waiting.set(q.len() as u32);
+    }
+
+    /// Counters of the request pool.
+    pub fn pool_stats(&self) -> PoolStats {
+        self.pool.stats()
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// True if the use of a request named by `id` is still in flight.
+    pub fn is_inflight(&self, id: IoId) -> bool {
+        self.pool.find(id).is_some()
+    }
+
+    fn poll(&self) -> usize {
+        if self.chores.get() {
+            self.do_chores();
+        }
+        let n = self.pool.poll_done();
+        if self.pool.waiting.get() != 0 {
+            self.wake_waiters();
+        }
+        n
+    }
+
+    #[cold]
+    fn wake_waiters(&self) {
+        let mut free = (self.pool.capacity - self.pool.in_use.get()).saturating_sub(self.pool.child_reserve);
+        while free > 0 {
+            let next = self.waiters.borrow_mut().pop_front();
+            let Some(w) = next else { break };
+            self.pool.waiting.set(0); // the one woken may take its request now
+            let before = self.pool.in_use.get();
+            w.io_available();
+            free = free.saturating_sub((self.pool.in_use.get().saturating_sub(before)).max(1));
+        }
+        self.pool.waiting.set(self.waiters.borrow().len() as u32);
+    }
+
+    pub(crate) fn channels(&self) -> &RefCell<HashMap<usize, Weak<ChannelInner>>> {
+        &self.channels
+    }
+}

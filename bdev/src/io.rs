@@ -1,0 +1,523 @@
+//! The request: [`Io`], its owning handle [`IoRef`], and access to the memory it describes.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use longshore_nvme::wire::Status;
+use longshore_reactor::DmaBuf;
+
+use crate::core::Pool;
+use crate::frame::{Frame, MAX_FRAMES};
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Op {
+    /// Device to buffer.
+    Read = 0,
+    /// Buffer to device.
+    Write = 1,
+    /// All writes completed before this one was submitted become durable.
+    Flush = 2,
+    /// Deallocate the range. What it reads afterwards is the device's choice.
+    Unmap = 3,
+    /// The range reads as zeroes afterwards. Needs no buffer.
+    WriteZeroes = 4,
+    /// Compare the range with the buffer; `COMPARE_FAILURE` if they differ.
+    Compare = 5,
+    /// Compare with buffer 0, then write buffer 1, atomically in regard to every other request.
+    CompareAndWrite = 6,
+    /// Copy `nblocks` from `aux` (source LBA) to `lba`.
+    Copy = 7,
+    /// Fail everything in flight and bring the device back to a known state.
+    Reset = 8,
+}
+
+impl Op {
+    /// Number of operation kinds: the length of per-operation tables.
+    pub const COUNT: usize = 9;
+    /// Every operation, in numeric order.
+    pub const ALL: [Op; Op::COUNT] = [
+        Op::Read,
+        Op::Write,
+        Op::Flush,
+        Op::Unmap,
+        Op::WriteZeroes,
+        Op::Compare,
+        Op::CompareAndWrite,
+        Op::Copy,
+        Op::Reset,
+    ];
+
+    /// True if the operation moves data between a buffer and the device.
+    pub const fn has_buffer(self) -> bool {
+        matches!(self, Op::Read | Op::Write | Op::Compare | Op::CompareAndWrite)
+    }
+
+    /// True if the operation names a range of blocks that must lie inside the device.
+    pub const fn has_range(self) -> bool {
+        !matches!(self, Op::Flush | Op::Reset)
+    }
+
+    /// True if the operation changes what the device holds.
+    pub const fn modifies(self) -> bool {
+        matches!(self, Op::Write | Op::Unmap | Op::WriteZeroes | Op::CompareAndWrite | Op::Copy)
+    }
+}
+
+/// Modifiers of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoFlags(pub u8);
+
+impl IoFlags {
+    /// No modifier.
+    pub const NONE: IoFlags = IoFlags(0);
+    /// Force unit access: a write is durable when it completes.
+    pub const FUA: IoFlags = IoFlags(1);
+    /// Write zeroes may deallocate (NVMe DEAC).
+    pub const MAY_UNMAP: IoFlags = IoFlags(2);
+    /// Write zeroes must not deallocate.
+    pub const NO_UNMAP: IoFlags = IoFlags(4);
+
+    /// True if every bit of `other` is set.
+    pub const fn has(self, other: IoFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets of modifiers.
+    pub const fn with(self, other: IoFlags) -> IoFlags {
+        IoFlags(self.0 | other.0)
+    }
+}
+
+/// A piece of memory, laid out as `struct iovec`.
+pub type IoVec = libc::iovec;
+
+/// Names one use of one request, to abort it: stale ids are recognised and ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// Where a request is in its life. Only the owner of the slot changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    Free = 0,
+    /// Held by an [`IoRef`].
+    Owned = 1,
+}
+
+/// One request. Lives in its core's pool, never moves, is reached through [`IoRef`].
+///
+/// Cache line 0 is all that a leaf device touches; line 1 holds buffers; the rest are completion frames.
+#[repr(C, align(64))]
+pub struct Io {
+    pub(crate) op: Op,
+    pub(crate) flags: IoFlags,
+    pub(crate) depth: u8,
+    pub(crate) state: State,
+    pub(crate) status: Status,
+    pub(crate) md_len: u16,
+    pub(crate) nblocks: u32,
+    pub(crate) index: u32,
+    pub(crate) lba: u64,
+    pub(crate) iov: *const IoVec,
+    pub(crate) iovcnt: u32,
+    pub(crate) generation: u32,
+    pub(crate) md: *mut u8,
+    pub(crate) next: Option<NonNull<Io>>,
+    pub(crate) pool: NonNull<Pool>,
+    // line 1
+    pub(crate) inline: [IoVec; 2],
+    /// Copy: source LBA. Layers may use it for operations that do not.
+    pub(crate) aux: u64,
+    /// Two words for the device that holds the request at present.
+    pub(crate) words: [u64; 2],
+    /// Buffers that the request owns are in `owners`.
+    pub(crate) owned: bool,
+    /// How many splits and emulations this request is a child of.
+    pub(crate) nest: u8,
+    // lines 2..
+    pub(crate) frames: [Frame; MAX_FRAMES],
+    pub(crate) owners: [Option<DmaBuf>; 2],
+}
+
+const _: () = assert!(std::mem::offset_of!(Io, inline) == 64);
+const _: () = assert!(std::mem::offset_of!(Io, frames) == 128);
+const _: () = assert!(std::mem::size_of::<Io>() <= 384);
+
+/// The unique, owning handle of a request in flight or being prepared.
+///
+/// Dropping one is a bug ("io leaked"): complete it, submit it, or [`release`](IoRef::release) it.
+#[must_use = "a dropped request is never completed"]
+pub struct IoRef {
+    ptr: NonNull<Io>,
+    _not_send: PhantomData<*mut ()>,
+}
+
+#[cfg(debug_assertions)]
+impl Drop for IoRef {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("io leaked: {:?} lba {} blocks {}", self.op(), self.lba(), self.nblocks());
+        }
+    }
+}
+
+impl IoRef {
+    /// # Safety
+    /// The caller gives up its own claim on `ptr`, which points to an `Io` of this thread's pool.
+    #[inline]
+    pub(crate) unsafe fn from_ptr(ptr: NonNull<Io>) -> IoRef {
+        IoRef { ptr, _not_send: PhantomData }
+    }
+
+    /// Gives up the handle without completing the request: it is now linked in a list of the core.
+    #[inline]
+    pub(crate) fn into_ptr(self) -> NonNull<Io> {
+        let p = self.ptr;
+        std::mem::forget(self);
+        p
+    }
+
+    #[inline]
+    pub(crate) fn io(&self) -> &Io {
+        // SAFETY: an IoRef is the only handle to a live slot of a pool that outlives every request.
+        unsafe { self.ptr.as_ref() }
+    }
+
+    #[inline]
+    pub(crate) fn io_mut(&mut self) -> &mut Io {
+        // SAFETY: as in `io`, and `&mut self` makes the access unique.
+        unsafe { self.ptr.as_mut() }
+    }
+
+    /// The operation.
+    #[inline]
+    pub fn op(&self) -> Op {
+        self.io().op
+    }
+
+    /// The modifiers.
+    #[inline]
+    pub fn flags(&self) -> IoFlags {
+        self.io().flags
+    }
+
+    /// First block.
+    #[inline]
+    pub fn lba(&self) -> u64 {
+        self.io().lba
+    }
+
+    /// Number of blocks.
+    #[inline]
+    pub fn nblocks(&self) -> u32 {
+        self.io().nblocks
+    }
+
+    /// Source LBA of a copy.
+    #[inline]
+    pub fn copy_source(&self) -> u64 {
+        self.io().aux
+    }
+
+    /// The status of the completion that is unwinding.
+    #[inline]
+    pub fn status(&self) -> Status {
+        self.io().status
+    }
+
+    /// The name under which this use of the request can be aborted.
+    #[inline]
+    pub fn id(&self) -> IoId {
+        IoId { index: self.io().index, generation: self.io().generation }
+    }
+
+    /// Prepares the request: operation and range. Keeps its buffers.
+    #[inline]
+    pub fn prepare(&mut self, op: Op, flags: IoFlags, lba: u64, nblocks: u32) {
+        let io = self.io_mut();
+        io.op = op;
+        io.flags = flags;
+        io.lba = lba;
+        io.nblocks = nblocks;
+    }
+
+    /// Changes the modifiers.
+    #[inline]
+    pub fn set_flags(&mut self, flags: IoFlags) {
+        self.io_mut().flags = flags;
+    }
+
+    /// Redirects the request to another LBA; the layer that does so restores it when it completes.
+    #[inline]
+    pub fn set_lba(&mut self, lba: u64) {
+        self.io_mut().lba = lba;
+    }
+
+    /// Sets the source LBA of a copy.
+    #[inline]
+    pub fn set_copy_source(&mut self, lba: u64) {
+        self.io_mut().aux = lba;
+    }
+
+    /// Two words for the device that holds the request at present.
+    #[inline]
+    pub fn words(&self) -> [u64; 2] {
+        self.io().words
+    }
+
+    /// Sets the device's words.
+    #[inline]
+    pub fn set_words(&mut self, words: [u64; 2]) {
+        self.io_mut().words = words;
+    }
+
+    /// Gives the request its buffer: it owns it until [`take_buf`](IoRef::take_buf) or release.
+    #[inline]
+    pub fn set_buf(&mut self, buf: DmaBuf) {
+        let iov = IoVec { iov_base: buf.as_ptr() as *mut _, iov_len: buf.len() };
+        let io = self.io_mut();
+        io.inline[0] = iov;
+        io.iov = io.inline.as_ptr();
+        io.iovcnt = 1;
+        io.owned = true;
+        io.owners[0] = Some(buf);
+    }
+
+    /// Gives a compare-and-write its two buffers: what is expected, and what is written.
+    #[inline]
+    pub fn set_buf_pair(&mut self, expected: DmaBuf, new: DmaBuf) {
+        self.set_buf(expected);
+        let iov = IoVec { iov_base: new.as_ptr() as *mut _, iov_len: new.len() };
+        let io = self.io_mut();
+        io.inline[1] = iov;
+        io.owners[1] = Some(new);
+    }
+
+    /// Takes back buffer 0 after completion.
+    #[inline]
+    pub fn take_buf(&mut self) -> Option<DmaBuf> {
+        let io = self.io_mut();
+        io.iovcnt = 0;
+        io.iov = std::ptr::null();
+        io.owners[0].take()
+    }
+
+    /// Takes back buffer 1 (what a compare-and-write wrote).
+    #[inline]
+    pub fn take_buf1(&mut self) -> Option<DmaBuf> {
+        let io = self.io_mut();
+        io.inline[1].iov_len = 0;
+        io.owners[1].take()
+    }
+
+    /// The buffer that the request owns, if its memory is one.
+    #[inline]
+    pub fn buf(&self) -> Option<&DmaBuf> {
+        self.io().owners[0].as_ref()
+    }
+
+    /// Points the request at memory that the caller keeps alive.
+    ///
+    /// # Safety
+    /// `iov[..cnt]` and every piece of memory it names stay valid, and are used by nobody else, until the request is released or
+    /// gets other buffers.
+    #[inline]
+    pub unsafe fn set_iov(&mut self, iov: *const IoVec, cnt: u32) {
+        let io = self.io_mut();
+        io.iov = iov;
+        io.iovcnt = cnt;
+    }
+
+    /// Points the request at a single piece of memory that the caller keeps alive, with inline storage for the vector.
+    ///
+    /// # Safety
+    /// As [`set_iov`](IoRef::set_iov).
+    #[inline]
+    pub unsafe fn set_raw(&mut self, base: *mut u8, len: usize) {
+        let io = self.io_mut();
+        io.inline[0] = IoVec { iov_base: base.cast(), iov_len: len };
+        io.iov = io.inline.as_ptr();
+        io.iovcnt = 1;
+    }
+
+    /// Points the request at separate metadata memory.
+    ///
+    /// # Safety
+    /// As [`set_iov`](IoRef::set_iov), for `len` bytes at `md`.
+    pub unsafe fn set_metadata(&mut self, md: *mut u8, len: u16) {
+        let io = self.io_mut();
+        io.md = md;
+        io.md_len = len;
+    }
+
+    /// The vector of the request, for engines that hand it to the kernel. Valid while the request is owned.
+    #[inline]
+    pub fn iov(&self) -> &[IoVec] {
+        let io = self.io();
+        if io.iovcnt == 0 {
+            return &[];
+        }
+        // SAFETY: the setters guarantee `iovcnt` valid entries for as long as the request has these buffers.
+        unsafe { std::slice::from_raw_parts(io.iov, io.iovcnt as usize) }
+    }
+
+    /// Bytes of buffer 0, over all pieces.
+    #[inline]
+    pub fn buf_len(&self) -> usize {
+        self.iov().iter().map(|v| v.iov_len).sum()
+    }
+
+    /// The pieces of buffer 0, to read from.
+    #[inline]
+    pub fn segments<'a>(&'a self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.iov().iter().map(|v| {
+            // SAFETY: the setters guarantee that the memory is valid and that only the request's holder uses it.
+            unsafe { std::slice::from_raw_parts(v.iov_base as *const u8, v.iov_len) }
+        })
+    }
+
+    /// The pieces of buffer 0, to write to.
+    #[inline]
+    pub fn segments_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.iov().iter().map(|v| {
+            // SAFETY: as in `segments`, and `&mut self` makes the access unique; pieces of one vector do not overlap.
+            unsafe { std::slice::from_raw_parts_mut(v.iov_base as *mut u8, v.iov_len) }
+        })
+    }
+
+    /// The pieces of buffer 0 and the separate metadata, to write to.
+    pub(crate) fn memory_mut(&mut self) -> (impl Iterator<Item = &mut [u8]>, Option<&mut [u8]>) {
+        let io = self.io();
+        let (md, len) = (io.md, usize::from(io.md_len));
+        // SAFETY: as in `metadata_mut`; metadata is separate from the data, so the two do not alias.
+        let md = (!md.is_null()).then(|| unsafe { std::slice::from_raw_parts_mut(md, len) });
+        (self.segments_mut(), md)
+    }
+
+    /// What a compare-and-write writes.
+    #[inline]
+    pub fn second_segment(&self) -> &[u8] {
+        let v = &self.io().inline[1];
+        if v.iov_len == 0 || v.iov_base.is_null() {
+            return &[];
+        }
+        // SAFETY: set together with its owner by `set_buf_pair`, cleared by `take_buf1`.
+        unsafe { std::slice::from_raw_parts(v.iov_base as *const u8, v.iov_len) }
+    }
+
+    /// Points this request at bytes `[off, off + len)` of the memory of `from`. False if it does not have so much. More than
+    /// two pieces go to `spill`.
+    ///
+    /// # Safety
+    /// `from` keeps its memory, and `spill` stays as it is, until this request is released or gets other buffers; nobody else
+    /// uses that part of the memory meanwhile.
+    pub(crate) unsafe fn share_memory(&mut self, from: &IoRef, off: usize, len: usize, spill: &mut Vec<IoVec>) -> bool {
+        let (mut skip, mut left) = (off, len);
+        let io = self.io_mut();
+        let mut n = 0;
+        spill.clear();
+        for v in from.iov() {
+            if left == 0 {
+                break;
+            }
+            if skip >= v.iov_len {
+                skip -= v.iov_len;
+                continue;
+            }
+            let take = (v.iov_len - skip).min(left);
+            let base = (v.iov_base as *mut u8).wrapping_add(skip);
+            let piece = IoVec { iov_base: base.cast(), iov_len: take };
+            match n {
+                0 | 1 => io.inline[n] = piece,
+                2 => spill.extend([io.inline[0], io.inline[1], piece]),
+                _ => spill.push(piece),
+            }
+            n += 1;
+            skip = 0;
+            left -= take;
+        }
+        io.iov = if n > 2 { spill.as_ptr() } else { io.inline.as_ptr() };
+        io.iovcnt = n as u32;
+        left == 0
+    }
+
+    /// Points this request at the metadata of blocks `[first, first + n)` of `from`. False if it does not have so much.
+    ///
+    /// # Safety
+    /// As [`share_memory`](IoRef::share_memory).
+    pub(crate) unsafe fn share_metadata(&mut self, from: &IoRef, first: u32, n: u32, md_size: u32) -> bool {
+        let (off, len) = (first as usize * md_size as usize, n as usize * md_size as usize);
+        if off + len > usize::from(from.io().md_len) {
+            return false;
+        }
+        let io = self.io_mut();
+        io.md = from.io().md.wrapping_add(off);
+        io.md_len = len as u16;
+        true
+    }
+
+    /// True if the memory of buffer 0 from byte `off` on begins with `other`.
+    pub(crate) fn memory_equals(&self, off: usize, mut other: &[u8]) -> bool {
+        let mut skip = off;
+        for seg in self.segments() {
+            if other.is_empty() {
+                break;
+            }
+            if skip >= seg.len() {
+                skip -= seg.len();
+                continue;
+            }
+            let n = (seg.len() - skip).min(other.len());
+            if seg[skip..skip + n] != other[..n] {
+                return false;
+            }
+            other = &other[n..];
+            skip = 0;
+        }
+        other.is_empty()
+    }
+
+    /// Separate metadata, if the request carries any.
+    pub fn metadata(&self) -> Option<&[u8]> {
+        let io = self.io();
+        // SAFETY: `set_metadata` guarantees `md_len` valid bytes.
+        (!io.md.is_null()).then(|| unsafe { std::slice::from_raw_parts(io.md, io.md_len as usize) })
+    }
+
+    /// Separate metadata, to write to.
+    pub fn metadata_mut(&mut self) -> Option<&mut [u8]> {
+        let io = self.io_mut();
+        // SAFETY: `set_metadata` guarantees `md_len` valid bytes, for this request alone.
+        (!io.md.is_null()).then(|| unsafe { std::slice::from_raw_parts_mut(io.md, io.md_len as usize) })
+    }
+
+    /// Ends the request with `status`, from completion context: the frames above run now.
+    #[inline]
+    pub fn complete(mut self, status: Status) {
+        self.io_mut().status = status;
+        self.unwind();
+    }
+
+    /// Ends the request with `status` from inside a `submit`: the frames above run in the core's next poll.
+    #[inline]
+    pub fn complete_later(mut self, status: Status) {
+        self.io_mut().status = status;
+        // SAFETY: the pool outlives every request of it and is of this thread.
+        let pool = unsafe { self.io().pool.as_ref() };
+        pool.push_done(self);
+    }
+
+    /// Gives the request and its buffers back to the pool.
+    #[inline]
+    pub fn release(self) {
+        // SAFETY: as in `complete_later`.
+        let pool = unsafe { self.io().pool.as_ref() };
+        pool.put(self);
+    }
+}
