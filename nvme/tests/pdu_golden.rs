@@ -140,7 +140,7 @@ fn bitwise_crc32c(bytes: &[u8]) -> u32 {
 
 #[test]
 fn digest_equals_its_definition_at_every_length() {
-    let bytes: Vec<u8> = (0..1200u32).map(|i| (i * i >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..1200u32).map(|i| ((i * i) >> 3) as u8).collect();
     for n in 0..bytes.len() {
         assert_eq!(crc32c(&bytes[..n]), bitwise_crc32c(&bytes[..n]), "{n} bytes");
     }

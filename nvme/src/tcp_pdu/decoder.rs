@@ -95,6 +95,12 @@ pub struct Decoder {
     crc: Crc32c,
 }
 
+// A connection moves to another core between PDUs, its decoder with it.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Decoder>();
+};
+
 const CH: usize = size_of::<CommonHeader>();
 
 /// Bytes 0 to 7 but for PDO (which means nothing without data) of a command capsule without digest and data.
