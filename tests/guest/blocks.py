@@ -17,9 +17,9 @@ def content(block, version):
 
 
 def version(block, data):
-    """The version that `data` is of `block`; 0 if it was never written. ValueError if it is neither."""
+    """The version that `data` is of `block`; None if it is all zeroes. ValueError if it is neither."""
     if not any(data):
-        return 0
+        return None
     magic, of, found = HEAD.unpack_from(data)
     if magic != MAGIC:
         raise ValueError(f"block {block} has no header: {data[:16].hex()}")

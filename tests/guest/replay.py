@@ -67,9 +67,11 @@ class Replay:
     """The medium as it would be after a crash at this point of the log."""
 
     def __init__(self, journal):
-        self.versions = {}   # of each block on the medium
         self.image = {}      # content of each block on the medium
-        self.suspect = {}    # blocks whose content is no version, and why
+        # The version of each block on the medium: [least, greatest], which differ only where it is zeroed, because
+        # zeroes do not say which of the versions that were made by writing zeroes they are.
+        self.versions = {}
+        self.zeroed = {}
         self.durable = {}    # the least version that each block must have from here on
         self.issued = {}     # the greatest that it may have before the next mark
         self.changed = set()
@@ -81,6 +83,8 @@ class Replay:
     def _allow(self):
         if self.next_mark < len(self.journal):
             self.issued.update(map(tuple, self.journal[self.next_mark]["issued"]))
+            for block, version in self.journal[self.next_mark].get("zeroed", []):
+                self.zeroed.setdefault(block, [0]).append(version)
 
     def write(self, offset, data):
         while data:
@@ -96,15 +100,23 @@ class Replay:
         """At a flush or FUA entry and at a mark: no block torn, lost, stale, or from nowhere."""
         self.checks += 1
         for block in self.changed:
+            issued = self.issued.get(block, 0)
+            before, _ = self.versions.get(block, (0, 0))
             try:
                 found = blocks.version(block, self.image[block])
             except ValueError as e:
                 raise Lost(f"{where}: {e}") from None
-            if found < self.versions.get(block, 0):
-                raise Lost(f"{where}: block {block} went back from version {self.versions[block]} to {found}")
-            if found > self.issued.get(block, 0):
-                raise Lost(f"{where}: block {block} has version {found}, but only {self.issued.get(block, 0)} was written by then")
-            self.versions[block] = found
+            if found is None:
+                may_be = [v for v in self.zeroed.get(block, [0]) if v >= before]
+                if not may_be:
+                    raise Lost(f"{where}: block {block} had version {before} and is zeroed, which nobody asked for")
+                self.versions[block] = (may_be[0], may_be[-1])
+                continue
+            if found < before:
+                raise Lost(f"{where}: block {block} went back from version {before} to {found}")
+            if found > issued:
+                raise Lost(f"{where}: block {block} has version {found}, but only {issued} was written by then")
+            self.versions[block] = (found, found)
         self.changed.clear()
 
     def mark(self, text, where):
@@ -113,9 +125,10 @@ class Replay:
         self.check(where)
         self.durable.update(map(tuple, self.journal[self.next_mark]["durable"]))
         for block, least in self.durable.items():
-            if self.versions.get(block, 0) < least:
+            found = self.versions.get(block, (0, 0))[1]
+            if found < least:
                 raise Lost(f"{where}: block {block} was acknowledged and flushed as version {least}, "
-                           f"but a crash here leaves version {self.versions.get(block, 0)}")
+                           f"but a crash here leaves version {found}")
         self.next_mark += 1
         self._allow()
 
@@ -150,8 +163,9 @@ def check(log, device, journal_path):
     if replay.next_mark != len(journal):
         raise Lost(f"the log has {replay.next_mark} of {len(journal)} marks")
     for block, version in replay.issued.items():
-        if replay.versions.get(block) != version:
-            raise Lost(f"at the end, with nothing in flight, block {block} is version {replay.versions.get(block)}, not {version}")
+        found = replay.versions.get(block, (0, 0))[1]
+        if found != version:
+            raise Lost(f"at the end, with nothing in flight, block {block} is version {found}, not {version}")
     with open(device, "rb") as f:
         for block, content in replay.image.items():
             f.seek(block * blocks.SIZE)

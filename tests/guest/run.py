@@ -157,31 +157,20 @@ class Daemon:
         if status != 0:
             raise Refused(f"the daemon ended with status {status} on SIGTERM; see {self.log}")
 
+    def client(self, *words, stdin=None):
+        """scripts/rpc.py, as an operator would."""
+        self.expect_alive()
+        run = subprocess.run([REPO / "scripts/rpc.py", "-s", str(self.socket), *words], input=stdin, capture_output=True,
+                             text=True, timeout=60)
+        if run.returncode != 0:
+            raise Refused(f"rpc.py {' '.join(words)}: {run.stdout}{run.stderr}")
+        return run.stdout
+
     def save(self):
-        subsystems = []
-        for entry in self.rpc("framework_get_subsystems"):
-            name = entry["subsystem"]
-            subsystems.append({"subsystem": name, "config": self.rpc("framework_get_config", {"name": name})})
-        self.saved.write_text(json.dumps({"subsystems": subsystems}, indent=2))
+        self.saved.write_text(self.client("save_config"))
 
     def load(self):
-        """What clients do for load_config: replay each call in order, flattening batches."""
-        known = set(self.rpc("rpc_get_methods"))
-
-        def replay_call(call):
-            if isinstance(call, list):
-                for one in call:
-                    replay_call(one)
-                return
-            if call["method"] not in known:
-                raise Refused(f"the saved configuration has an unknown method {call['method']}")
-            self.rpc(call["method"], call.get("params"))
-
-        now = set(self.rpc("rpc_get_methods", {"current": True}))
-        for subsystem in json.loads(self.saved.read_text())["subsystems"]:
-            for call in subsystem["config"] or []:
-                if isinstance(call, list) or call["method"] in now:
-                    replay_call(call)
+        self.client("load_config", stdin=self.saved.read_text())
 
 
 class Control:

@@ -30,9 +30,9 @@ class Log:
         self.entries.append((0, 0, replay.FLUSH, b""))
         return self
 
-    def mark(self, durable, issued):
+    def mark(self, durable, issued, zeroed=()):
         name = f"m{len(self.journal)}"
-        self.journal.append({"mark": name, "durable": list(durable.items()), "issued": list(issued.items())})
+        self.journal.append({"mark": name, "durable": list(durable.items()), "issued": list(issued.items()), "zeroed": zeroed})
         return self.text(name)
 
     def text(self, name):
@@ -82,6 +82,14 @@ class ReplayTest(unittest.TestCase):
         self.lost(Log().write(1, 1, content=torn).flush(), "torn")
         self.lost(Log().write(1, 1, content=blocks.content(2, 1)).flush(), "content of block 2")
         self.lost(Log().write(1, 5).flush().mark({}, {1: 1}), "has version 5, but only 1")
+
+    def test_zeroes_count_where_they_were_asked_for_only(self):
+        zero = bytes(blocks.SIZE)
+        log = Log().write(1, 1).write(2, 1, replay.FUA).flush().write(1, 2, content=zero).flush().mark({1: 2, 2: 1}, {1: 2, 2: 1}, [[1, 2]])
+        self.assertIn("1 of them", log.text(replay.LAST_MARK).check())
+        self.lost(Log().write(1, 1).flush().write(1, 1, content=zero).flush().mark({1: 1}, {1: 1}), "nobody asked for")
+        self.lost(Log().write(1, 1).flush().mark({1: 2}, {1: 2}, [[1, 2]]), "flushed as version 2")
+        self.lost(Log().write(1, 1, content=zero).flush().mark({1: 2}, {1: 2}, [[1, 1]]), "flushed as version 2")
 
     def test_a_cut_log_is_found(self):
         self.lost(self.good(), "not closed")

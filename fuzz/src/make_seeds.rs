@@ -1,0 +1,75 @@
+//! Writes the seeds of the targets to fuzz/seeds/, from which the fuzzer starts.
+
+use longshore_nvme::tcp_pdu::*;
+use longshore_nvme::wire::fabrics::{ConnectCmd, ConnectData};
+use longshore_nvme::wire::{Cqe, NqnField, Sqe, Status, opcode};
+use std::path::Path;
+
+const DATA: [u8; 64] = [0x5a; 64];
+
+fn main() -> std::io::Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/pdu_stream");
+    std::fs::create_dir_all(&dir)?;
+    for digests in 0..4u8 {
+        for align in [0, 15] {
+            let params = Params {
+                hdgst: digests & 1 != 0,
+                ddgst: digests & 2 != 0,
+                hpda: align,
+                cpda: align,
+                maxr2t: 0,
+                maxh2cdata: 8192,
+            };
+            for (role, name, stream) in [(0, "to_target", to_target(&params)), (1, "to_host", to_host(&params))] {
+                let config = role | digests << 1 | 8;
+                let seed = [&[config, align, 40, 7][..], &stream].concat();
+                std::fs::write(dir.join(format!("{name}_{digests}_{align}")), seed)?;
+            }
+        }
+    }
+    let req = encode_ic_req(&IcReq { hdgst: true, ddgst: true, ..IcReq::default() });
+    std::fs::write(dir.join("ic_req"), [&[16, 0, 9, 9][..], &req].concat())?;
+    let resp = encode_ic_resp(&IcResp { cpda: 0, hdgst: false, ddgst: false, maxh2cdata: 131_072 });
+    std::fs::write(dir.join("ic_resp"), [&[17, 0, 9, 9][..], &resp].concat())?;
+    let mut out = [0; TERM_REQ_MAX];
+    let term = encode_term_req(Role::Host, &FatalError::unknown_cccid(3), &DATA, &mut out).expect("not silent");
+    std::fs::write(dir.join("h2c_term_req"), [&[0, 0, 9, 9][..], term].concat())
+}
+
+fn put(out: &mut Vec<u8>, enc: &Encoder, header: &[u8], data: &[u8]) {
+    out.extend_from_slice(header);
+    out.extend_from_slice(data);
+    if enc.data_digest() && !data.is_empty() {
+        out.extend_from_slice(&crc32c(data).to_le_bytes());
+    }
+}
+
+fn to_target(params: &Params) -> Vec<u8> {
+    let enc = Encoder::new(Role::Host, params);
+    let (mut out, mut h) = (Vec::new(), [0; CAPSULE_CMD_MAX]);
+    let mut data = [0; size_of::<ConnectData>()];
+    data[16..18].fill(0xff);
+    data[256..512].copy_from_slice(&NqnField::new("nqn.2016-06.io.spdk:cnode1").expect("short").0);
+    data[512..768].copy_from_slice(&NqnField::new("nqn.2014-08.org.nvmexpress:uuid:0").expect("short").0);
+    let n = enc.capsule_cmd(&ConnectCmd::new(1, 0, 31, 0, 10_000).sqe(), 1024, &mut h);
+    put(&mut out, &enc, &h[..n], &data);
+    let n = enc.capsule_cmd(&Sqe::new(opcode::io::READ, 2, 1), 0, &mut h);
+    put(&mut out, &enc, &h[..n], &[]);
+    let d = Data { cccid: 3, ttag: 1, offset: 0, length: DATA.len() as u32, last: true, success: false };
+    let n = enc.h2c_data(&d, &mut h);
+    put(&mut out, &enc, &h[..n], &DATA);
+    out
+}
+
+fn to_host(params: &Params) -> Vec<u8> {
+    let enc = Encoder::new(Role::Target, params);
+    let (mut out, mut h) = (Vec::new(), [0; CAPSULE_CMD_MAX]);
+    let n = enc.r2t(&R2t { cccid: 3, ttag: 1, offset: 0, length: 64 }, &mut h);
+    put(&mut out, &enc, &h[..n], &[]);
+    let d = Data { cccid: 2, ttag: 0, offset: 0, length: DATA.len() as u32, last: true, success: true };
+    let n = enc.c2h_data(&d, &mut h);
+    put(&mut out, &enc, &h[..n], &DATA);
+    let n = enc.capsule_resp(&Cqe::new(1, Status::SUCCESS), &mut h);
+    put(&mut out, &enc, &h[..n], &[]);
+    out
+}
