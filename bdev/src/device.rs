@@ -111,6 +111,11 @@ impl SupportedOps {
         self.0 & (1 << op as u16) != 0
     }
 
+    /// This set and `op`.
+    pub const fn with(self, op: Op) -> SupportedOps {
+        SupportedOps(self.0 | 1 << op as u16)
+    }
+
     /// This set without `op`.
     pub const fn without(self, op: Op) -> SupportedOps {
         SupportedOps(self.0 & !(1 << op as u16))
@@ -165,7 +170,8 @@ pub trait IoChannel {
     /// Takes the request over. Must not complete it before returning: use [`IoRef::complete_later`] to end it at once.
     fn submit(&self, io: IoRef);
 
-    /// True if [`completed`](IoChannel::completed) is to see requests on their way back up. Constant for a channel.
+    /// True if [`completed`](IoChannel::completed) is to see requests on their way back up, also those that this channel ended
+    /// itself before they came back the first time. Constant for a channel.
     fn hooks_completion(&self) -> bool {
         false
     }
@@ -180,6 +186,11 @@ pub trait IoChannel {
     /// Tries to end the request early, with status `ABORT_REQUESTED`. True if it was found here or below and will end soon. The
     /// request still completes exactly once, possibly with its own outcome.
     fn abort(&self, id: IoId) -> bool;
+
+    /// The device's control plane says something to its channels: see [`BdevNode::notify_channels`].
+    fn notify(&self, word: u64) {
+        let _ = word;
+    }
 
     /// Ends all that is held here or below as soon as possible, for a reset: as `abort` for every request.
     fn abort_all(&self) {}

@@ -68,4 +68,10 @@ impl BdevNode {
         });
         rx
     }
+
+    /// For the device's own control plane: calls [`IoChannel::notify`](crate::IoChannel::notify) on each core that has it open. The
+    /// receiver fires when all were told.
+    pub fn notify_channels(self: &Arc<Self>, word: u64) -> oneshot::Receiver<()> {
+        self.on_channels(move |ch, _| ch.module().notify(word))
+    }
 }

@@ -15,6 +15,7 @@
 //! * A request owns its buffers until its last frame ran. A channel is freed only when nothing is in flight on it.
 //! * Everything is per core: an `IoRef`, a `Channel` and a pool never leave the thread they were made on.
 
+mod base;
 mod channel;
 mod core;
 mod desc;
@@ -37,11 +38,15 @@ mod split;
 mod stat;
 #[cfg(test)]
 mod testing;
+mod vbdev;
 
+pub mod delay;
+pub mod error;
 pub mod malloc;
 pub mod null;
 pub mod passthru;
 
+pub use base::{Base, derived_uuid};
 pub use channel::{Channel, Inflight};
 pub use core::{CoreOptions, CoreState, IoWaiter, PoolStats};
 pub use desc::BdevDesc;
@@ -56,3 +61,4 @@ pub use node::{BdevNode, Claim, ClaimKind};
 pub use qos::{QosLimits, QosUpdate};
 pub use registry::{BdevError, Examiner, Registry};
 pub use stat::{Histogram, IoStat, OpStat, StatReset, StatSnapshot};
+pub use vbdev::Vbdev;

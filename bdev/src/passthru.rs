@@ -4,38 +4,74 @@ use std::any::Any;
 use std::sync::Arc;
 
 use longshore_reactor::Reactor;
+use uuid::Uuid;
 
+use crate::base::Base;
 use crate::channel::Channel;
-use crate::desc::BdevDesc;
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
-use crate::io::{IoId, IoRef, Op};
-use crate::node::{BdevNode, ClaimKind};
+use crate::io::{IoId, IoRef};
+use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
+use crate::vbdev::Vbdev;
 
 /// Product name of passthru devices.
 pub const PRODUCT_NAME: &str = "passthru";
 
+/// Name of the module, in claims and configurations.
+pub const MODULE: &str = "passthru";
+
+/// How to build a passthru device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Its name.
+    pub name: String,
+    /// The device below.
+    pub base: String,
+    /// Its UUID; by default one derived from the base's and the name.
+    pub uuid: Option<Uuid>,
+}
+
+/// Configures a passthru device; `None` if it waits for its base.
+///
+/// # Errors
+/// The name is taken, or the base is in use.
+pub fn create(registry: &Arc<Registry>, options: Options) -> Result<Option<Arc<BdevNode>>, BdevError> {
+    registry.configure(Arc::new(options))
+}
+
+impl Vbdev for Options {
+    fn module(&self) -> &'static str {
+        MODULE
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn base(&self) -> &str {
+        &self.base
+    }
+
+    fn build(&self, registry: &Arc<Registry>) -> Result<Arc<BdevNode>, BdevError> {
+        let base = Base::open(registry, &self.base, MODULE)?;
+        let (upper, node) = (base.upper(), base.node().clone());
+        Base::register(upper, registry, &self.name, self.uuid, &node, Arc::new(Passthru { base }))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 /// A device that is another one under a second name.
 pub struct Passthru {
-    base: std::sync::Mutex<Option<BdevDesc>>,
-    base_node: Arc<BdevNode>,
+    base: Base,
 }
 
 impl Passthru {
-    /// Opens and claims `base` for a passthru device.
-    ///
-    /// # Errors
-    /// `base` does not exist or is claimed.
-    pub fn new(registry: &Arc<Registry>, base: &str, sink: crate::EventSink) -> Result<Arc<Passthru>, BdevError> {
-        let desc = registry.open(base, true, sink)?;
-        desc.claim(ClaimKind::ExclusiveWrite, "passthru")?;
-        let base_node = desc.node().clone();
-        Ok(Arc::new(Passthru { base: std::sync::Mutex::new(Some(desc)), base_node }))
-    }
-
     /// Name of the device below.
     pub fn base_name(&self) -> &str {
-        self.base_node.name()
+        self.base.node().name()
     }
 }
 
@@ -45,30 +81,31 @@ impl Bdev for Passthru {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry { num_blocks: self.base_node.num_blocks(), ..self.base_node.geometry().clone() }
+        self.base.geometry()
     }
 
     fn supported(&self) -> SupportedOps {
-        let ops: Vec<Op> = Op::ALL.into_iter().filter(|&o| self.base_node.supports(o)).collect();
-        SupportedOps::of(&ops)
+        self.base.supported()
+    }
+
+    fn read_only(&self) -> bool {
+        self.base.node().read_only()
     }
 
     fn open_channel(&self, _: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
-        let g = self.base.lock().unwrap_or_else(|e| e.into_inner());
-        let desc = g.as_ref().ok_or_else(|| BdevError::NotFound(self.base_node.name().to_owned()))?;
-        Ok(Box::new(PassthruChannel { lower: desc.channel()? }))
+        Ok(Box::new(PassthruChannel { lower: self.base.channel()? }))
     }
 
     fn base_names(&self) -> Vec<String> {
-        vec![self.base_node.name().to_owned()]
+        vec![self.base_name().to_owned()]
     }
 
     fn stack_depth(&self) -> usize {
-        1 + self.base_node.device().stack_depth()
+        1 + self.base.node().device().stack_depth()
     }
 
     fn destruct(&self) {
-        self.base.lock().unwrap_or_else(|e| e.into_inner()).take();
+        self.base.close();
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -104,8 +141,7 @@ mod tests {
         let mut names = vec![base.to_owned()];
         for i in 0..n {
             let name = format!("p{i}");
-            let p = Passthru::new(reg, &names[i], Box::new(|_| {})).unwrap();
-            reg.register(&name, None, p).unwrap();
+            create(reg, Options { name: name.clone(), base: names[i].clone(), uuid: None }).unwrap().unwrap();
             names.push(name);
         }
         names
@@ -135,10 +171,51 @@ mod tests {
             let reg = Registry::new();
             reg.register("n", None, Null::new(Geometry::plain(512, 64))).unwrap();
             let names = stack(&reg, "n", 4);
-            let top = Passthru::new(&reg, &names[4], Box::new(|_| {})).unwrap();
-            assert!(reg.register("too-deep", None, top).is_err());
+            let top = Options { name: "too-deep".into(), base: names[4].clone(), uuid: None };
+            assert!(create(&reg, top).is_err());
             let (_desc, ch) = open(&reg, "p3");
             assert_eq!(ch.read(0, 1, filled(&r, 512, 0)).await.0, Status::SUCCESS);
+        });
+    }
+
+    #[test]
+    fn a_layer_follows_its_base_and_comes_back_with_it() {
+        run(|_| async move {
+            let reg = Registry::new();
+            let base_uuid = Some(Uuid::from_u128(7));
+            let opts = Options { name: "p".into(), base: "n".into(), uuid: None };
+            assert!(create(&reg, opts.clone()).unwrap().is_none(), "waits for its base");
+            assert_eq!(create(&reg, opts).err(), Some(BdevError::Exists("p".into())));
+            assert_eq!(reg.configurations().len(), 1);
+            let n = reg.register("n", base_uuid, Null::new(Geometry::plain(512, 64))).unwrap();
+            let p = reg.find("p").expect("built with its base");
+            let uuid = p.uuid();
+            reg.resized(&n, 128);
+            assert_eq!(p.num_blocks(), 128);
+            assert!(reg.open("n", true, Box::new(|_| {})).is_err(), "claimed");
+            reg.unregister("n").await.unwrap();
+            assert!(reg.find("p").is_none());
+            reg.register("n", base_uuid, Null::new(Geometry::plain(512, 64))).unwrap();
+            assert_eq!(reg.find("p").expect("built again").uuid(), uuid, "same base, same name, same UUID");
+            reg.unconfigure(MODULE, "p").await.unwrap();
+            assert!(reg.find("p").is_none() && reg.configurations().is_empty());
+            assert!(reg.open("n", true, Box::new(|_| {})).is_ok(), "claim given up");
+            let kinds: Vec<_> = reg.notifications.since(0, 100).into_iter().map(|n| (n.kind, n.ctx)).collect();
+            assert_eq!(kinds.iter().filter(|k| **k == ("bdev_register", "p".to_owned())).count(), 2);
+            assert_eq!(kinds.iter().filter(|k| **k == ("bdev_unregister", "p".to_owned())).count(), 2);
+        });
+    }
+
+    #[test]
+    fn without_auto_examine_layers_are_built_on_named_devices_only() {
+        run(|_| async move {
+            let reg = Registry::new();
+            reg.set_auto_examine(false);
+            reg.register("n", None, Null::new(Geometry::plain(512, 64))).unwrap();
+            assert!(create(&reg, Options { name: "p".into(), base: "n".into(), uuid: None }).unwrap().is_none());
+            reg.allow_examine("n").unwrap();
+            assert!(reg.find("p").is_some());
+            assert_eq!(reg.allow_examine("n"), Err(BdevError::Exists("n".into())));
         });
     }
 }

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use longshore_reactor::oneshot;
 use uuid::Uuid;
 
 use crate::desc::BdevDesc;
 use crate::device::Bdev;
 use crate::event::{EventSink, NotificationLog};
 use crate::frame::MAX_FRAMES;
+use crate::job::MAX_BLOCK;
 use crate::node::BdevNode;
+use crate::vbdev::Configured;
 
 /// Why something about a device could not be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +98,7 @@ struct Inner {
 pub struct Registry {
     inner: Mutex<Inner>,
     examiners: Mutex<Vec<Arc<Examiner>>>,
+    pub(crate) configured: Configured,
     /// Registrations, removals and resizes, for clients.
     pub notifications: NotificationLog,
 }
@@ -121,6 +125,10 @@ impl Registry {
     ) -> Result<Arc<BdevNode>, BdevError> {
         if name.is_empty() {
             return Err(BdevError::Invalid("a bdev needs a name".into()));
+        }
+        let bs = dev.geometry().block_size;
+        if bs == 0 || bs > MAX_BLOCK {
+            return Err(BdevError::Invalid(format!("bdev '{name}': block size {bs} is not between 1 and {MAX_BLOCK}")));
         }
         let depth = dev.stack_depth() + 1;
         if depth > MAX_FRAMES {
@@ -153,10 +161,10 @@ impl Registry {
         self.examiners.lock().unwrap_or_else(|e| e.into_inner()).push(Arc::new(f));
     }
 
-    /// Shows a device to every examiner.
-    pub fn examine(self: &Arc<Self>, node: &Arc<BdevNode>) {
-        let list: Vec<_> = self.examiners.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        for f in list {
+    pub(crate) fn run_examiners(self: &Arc<Self>, node: &Arc<BdevNode>) {
+        // Examiners run without the lock: they may register devices.
+        let all: Vec<_> = self.examiners.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        for f in all {
             f(self, node);
         }
     }
@@ -221,15 +229,22 @@ impl Registry {
     /// # Errors
     /// It is already being removed.
     pub async fn unregister_node(self: &Arc<Self>, node: &Arc<BdevNode>) -> Result<(), BdevError> {
-        let gone = node.begin_removal().ok_or_else(|| BdevError::NotFound(node.name().to_owned()))?;
+        let gone = self.remove(node).ok_or_else(|| BdevError::NotFound(node.name().to_owned()))?;
+        let _ = gone.await;
+        Ok(())
+    }
+
+    /// Begins to remove a device: its names are free and holders are told when this returns. The receiver fires when the last
+    /// of them let go. `None` if it is already being removed.
+    pub fn remove(&self, node: &Arc<BdevNode>) -> Option<oneshot::Receiver<()>> {
         {
             let mut g = self.inner();
             g.names.retain(|_, n| !Arc::ptr_eq(n, node));
             g.nodes.retain(|n| !Arc::ptr_eq(n, node));
         }
+        let gone = node.begin_removal()?;
         self.notifications.push("bdev_unregister", node.name());
-        let _ = gone.await;
-        Ok(())
+        Some(gone)
     }
 
     /// Changes a device's size, tells its holders and logs it. For the device's own module.
