@@ -171,6 +171,7 @@ fn flags_that_are_reserved_or_contradict_the_handshake() {
     }
     // Digests agreed on, but missing.
     let p = DIGESTS;
+    expect(Role::Host, &p, &command(&PLAIN, 0), INVALID, field::FLAGS, "FLAGS");
     expect(Role::Host, &p, &with(command(&p, 0), 1, &[0]), INVALID, field::FLAGS, "FLAGS");
     expect(Role::Host, &p, &with(command(&p, 16), 1, &[1]), INVALID, field::FLAGS, "FLAGS");
     expect(Role::Host, &p, &with(h2c(&p), 1, &[2]), INVALID, field::FLAGS, "FLAGS");
@@ -357,6 +358,15 @@ fn errors_found_by_the_queue_pair_use_the_last_header() {
     assert_eq!(term[8..14], [1, 0, 10, 0, 0, 0]);
     assert_eq!(term[24..], pdu);
     assert_eq!(d.decode(&mut &pdu[..]), Err(e));
+}
+
+#[test]
+fn the_last_header_is_there_for_a_bare_capsule_too() {
+    let mut d = Decoder::new(Role::Target, 0);
+    d.establish(&PLAIN);
+    let pdu = command(&PLAIN, 0);
+    assert!(matches!(d.decode(&mut &pdu[..]), Ok(Some(Event::Header(Pdu::CapsuleCmd(_))))));
+    assert_eq!(d.last_header(), pdu);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod pdu;
 
 use longshore_nvme::tcp_pdu::*;
+use longshore_nvme::wire::Sqe;
 use pdu::*;
 
 #[test]
@@ -144,4 +145,22 @@ fn in_capsule_data_may_have_any_length_up_to_the_limit() {
         s.command(1, &vec![3; n]);
         assert_eq!(decode_all(Role::Target, &DIGESTS, &s.bytes), s.expect, "{n} bytes");
     }
+}
+
+#[test]
+fn the_rest_of_a_capsule_that_looks_like_the_start_of_one_is_not_taken_for_it() {
+    let mut s = Stream::new(Role::Host, &PLAIN);
+    let mut sqe = Sqe::new(2, 1, 1);
+    (sqe.cdw14, sqe.cdw15) = (0x0048_0004.into(), 0x48.into());
+    let mut h = [0; CAPSULE_CMD_MAX];
+    let n = Encoder::new(Role::Host, &PLAIN).capsule_cmd(&sqe, 0, &mut h);
+    s.bytes.extend_from_slice(&h[..n]);
+    s.expect.push(Ev::Header(Pdu::CapsuleCmd(CapsuleCmd { sqe, data_len: 0 })));
+    s.command(2, &[]);
+    let (first, rest) = s.bytes.split_at(128 + 64);
+    let mut d = Decoder::new(Role::Target, 0);
+    let mut out = Vec::new();
+    feed(&mut d, &PLAIN, first, &mut out);
+    feed(&mut d, &PLAIN, rest, &mut out);
+    assert_eq!(out, s.expect);
 }

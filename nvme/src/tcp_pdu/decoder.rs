@@ -422,7 +422,6 @@ impl Decoder {
         }
         if data_len != 0 {
             self.data_offset = 0;
-            self.crc.reset();
             self.state = if self.pad != 0 { State::Pad } else { State::Payload };
         }
         Ok(pdu)

@@ -29,12 +29,6 @@ impl Crc32c {
     pub fn finish(&mut self) -> [u8; 4] {
         (self.0.finalize_reset() as u32).to_le_bytes()
     }
-
-    /// Forgets what was appended.
-    #[inline]
-    pub fn reset(&mut self) {
-        self.0.reset();
-    }
 }
 
 impl Default for Crc32c {
