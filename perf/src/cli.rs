@@ -187,6 +187,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "verify_journal", help_heading = "Writes and verification")]
     pub(crate) verify_check: Option<PathBuf>,
 
+    /// With --verify-check: power was lost, so only writes with FUA or before an acknowledged flush must be there
+    #[arg(long, requires = "verify_check", help_heading = "Writes and verification")]
+    pub(crate) verify_power_loss: bool,
+
     /// Header digests
     #[arg(short = 'H', long, help_heading = "NVMe/TCP")]
     pub(crate) enable_tcp_hdgst: bool,

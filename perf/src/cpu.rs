@@ -15,11 +15,6 @@ pub(crate) struct CpuTime {
 }
 
 impl CpuTime {
-    /// Both together.
-    pub(crate) fn total(self) -> f64 {
-        self.user + self.kernel
-    }
-
     /// CPU time of a process, all its threads together; zero if it is gone.
     pub(crate) fn of_process(pid: u32) -> CpuTime {
         read(&format!("/proc/{pid}/stat"))

@@ -1,28 +1,38 @@
 //! The `longshore-perf` load generator: NVMe/TCP targets, local bdev stacks, and the raw-socket ceiling they are held to.
 
-#![allow(dead_code)] // the load generator that uses the rest follows
-
 mod ceiling;
 mod cli;
 mod cpu;
+mod lane;
+mod latency;
+mod load;
+mod local;
+mod progress;
+mod random;
+mod report;
+mod run;
 mod trid;
 mod units;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use cli::{Cli, Command};
+use load::Outcome;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
-        Some(Command::Ceiling(args)) => ceiling::run(&args),
-        Some(Command::CeilingPeer(args)) => ceiling::serve(&args),
+        Some(Command::Ceiling(args)) => ceiling::run(&args).map(|()| Outcome::Good),
+        Some(Command::CeilingPeer(args)) => ceiling::serve(&args).map(|()| Outcome::Good),
         Some(Command::Discover(_) | Command::Identify(_)) => Err("NVMe/TCP is not built into this version yet".into()),
-        None => Err("nothing to load: name a target with -r or a local bdev with --bdev".into()),
+        None => load::run(&cli.run),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Bad) => ExitCode::from(2),
+        Ok(Outcome::TargetLost) => ExitCode::from(3),
         Err(e) => {
             eprintln!("longshore-perf: {e}");
             ExitCode::FAILURE

@@ -1,0 +1,384 @@
+//! A run as the command line asks for it: what is loaded, in which parts, and what is printed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use longshore_bdev::{CoreOptions, CoreState};
+use longshore_reactor::{DmaOptions, Options, PollMode, Reactor, Runtime};
+use serde_json::{Value, json};
+
+use crate::cli::{RunArgs, Workload};
+use crate::lane::{Lane, Plan};
+use crate::local::{LocalBdev, LocalPort};
+use crate::progress::Progress;
+use crate::random::Random;
+use crate::report::Report;
+use crate::run::{self, Schedule};
+use crate::units;
+use crate::verify::{self, After, Checked, Header, History, Journal, VerifyPlan};
+
+/// How a run ended, for the exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is well.
+    Good,
+    /// Data was not what it had to be, or requests failed that the run was told to survive.
+    Bad,
+    /// A request failed in a run with a journal: the target is gone, the journal tells what it owes.
+    TargetLost,
+}
+
+/// Largest request: one buffer.
+const MAX_IO_SIZE: u32 = 2 << 20;
+
+/// The part of a device that is used, in requests.
+struct Extent {
+    block_size: u32,
+    unit_blocks: u32,
+    first_lba: u64,
+    units: u64,
+}
+
+impl Extent {
+    fn new(a: &RunArgs, block_size: u32, num_blocks: u64) -> Result<Extent, String> {
+        let block = u64::from(block_size);
+        if !a.io_size.is_multiple_of(block_size) {
+            return Err(format!("-o {} is not a multiple of the device's {block_size}-byte blocks", a.io_size));
+        }
+        if !a.offset.is_multiple_of(block) {
+            return Err(format!("--offset {} is not a multiple of the device's {block_size}-byte blocks", a.offset));
+        }
+        let (unit_blocks, first_lba) = (a.io_size / block_size, a.offset / block);
+        let left = num_blocks.saturating_sub(first_lba);
+        let blocks = match a.span {
+            Some(s) if s / block > left => {
+                let size = num_blocks.saturating_mul(block);
+                return Err(format!("--offset and --span end behind the device's {}", units::size(size)));
+            }
+            Some(s) => s / block,
+            None => left,
+        };
+        match blocks / u64::from(unit_blocks) {
+            0 => Err(format!(
+                "not even one request of {} fits in the part of the device to use",
+                units::size(u64::from(a.io_size))
+            )),
+            units => Ok(Extent { block_size, unit_blocks, first_lba, units }),
+        }
+    }
+}
+
+/// Runs load, or checks a journal.
+pub(crate) fn run(a: &RunArgs) -> Result<Outcome, String> {
+    for note in a.foreign.answer()? {
+        eprintln!("longshore-perf: {note}");
+    }
+    check(a)?;
+    let Some(spec) = &a.bdev else {
+        return Err(if a.transport.is_empty() {
+            "nothing to load: name a target with -r or a local bdev with --bdev (try --help)".into()
+        } else {
+            "-r: NVMe/TCP is not built into this version yet".into()
+        });
+    };
+    if a.config.is_some() {
+        return Err("--config: configurations are not built into this version yet".into());
+    }
+    if a.num_qpairs != 1 {
+        eprintln!("longshore-perf: option -P has no effect: a local bdev has no queue pairs");
+    }
+    let bdev = LocalBdev::built_in(spec)?;
+    local(a, spec, bdev)
+}
+
+fn check(a: &RunArgs) -> Result<(), String> {
+    let mixed = matches!(a.workload, Workload::Rw | Workload::Randrw);
+    if a.rwmixread.is_some() && !mixed {
+        return Err(format!("-M is for rw and randrw, not for {}", a.workload.name()));
+    }
+    if a.io_size > MAX_IO_SIZE {
+        return Err(format!("-o {}: at most {} per request", a.io_size, units::size(u64::from(MAX_IO_SIZE))));
+    }
+    if a.io_unit_size.is_some_and(|u| u < a.io_size) {
+        return Err("-O below -o: requests in several pieces of memory are not built yet".into());
+    }
+    let verify = a.workload == Workload::Verify || a.verify_check.is_some();
+    if (a.verify_journal.is_some() || a.verify_power_loss) && !verify {
+        return Err("--verify-journal and --verify-power-loss go with -w verify or --verify-check".into());
+    }
+    if verify && a.rate.is_some() {
+        return Err("--rate does not go with verification".into());
+    }
+    let writes = !matches!(a.workload, Workload::Read | Workload::Randread);
+    if (a.fua != 0 || a.flush_every.is_some()) && !writes {
+        return Err(format!("--fua and --flush-every are for writes, not for {}", a.workload.name()));
+    }
+    if a.flush_every == Some(0) {
+        return Err("--flush-every 0: leave the option out for no flushes".into());
+    }
+    if a.time == 0.0 && a.number_ios.is_none() {
+        return Err("-t 0 measures nothing".into());
+    }
+    Ok(())
+}
+
+/// Reactors with memory for the requests of the run.
+fn runtime(a: &RunArgs, lanes_per_core: u64) -> Result<Runtime, String> {
+    let buffers = u64::from(a.io_depth) * lanes_per_core * u64::from(a.io_size).next_power_of_two().max(4096);
+    let options = Options {
+        cores: a.core_mask.0.clone(),
+        poll: if a.enable_interrupt { PollMode::default() } else { PollMode::Busy },
+        // Twice what is asked for, because classes share 2 MiB chunks, and as much again as a target's connections take.
+        dma: DmaOptions { max_bytes: (buffers * 2) as usize + (64 << 20), ..DmaOptions::default() },
+        name: "perf".into(),
+        ..Options::default()
+    };
+    Runtime::start(options).map_err(|e| e.to_string())
+}
+
+fn local(a: &RunArgs, name: &str, bdev: LocalBdev) -> Result<Outcome, String> {
+    let extent = Extent::new(a, bdev.block_size(), bdev.num_blocks())?;
+    let runtime = runtime(a, 1)?;
+    let depth = a.io_depth;
+    for core in runtime.cores() {
+        let made = core.call(move |r| {
+            CoreState::init(r, CoreOptions { requests: (depth * 2 + 4096).min(1 << 18), ..CoreOptions::default() });
+        });
+        made.wait().map_err(|_| "a reactor stopped")?;
+    }
+    let bdev = Arc::new(bdev);
+    let outcome = match &a.verify_check {
+        Some(journal) => local_check(a, &runtime, &bdev, journal),
+        None if a.workload == Workload::Verify => local_verify(a, &runtime, &bdev, &extent),
+        None => local_load(a, name, &runtime, &bdev, extent),
+    };
+    for core in runtime.cores() {
+        let _ = core.call(|_| CoreState::shutdown()).wait();
+    }
+    drop(bdev);
+    runtime.stop();
+    outcome
+}
+
+fn plan(a: &RunArgs, e: &Extent, core: usize) -> Plan {
+    let cores = a.core_mask.0.len() as u64;
+    Plan {
+        first_lba: e.first_lba,
+        units: e.units,
+        unit_blocks: e.unit_blocks,
+        // Sequential cores start apart from each other.
+        start_unit: e.units / cores * core as u64,
+        random: a.workload.random(),
+        reads: match a.workload {
+            Workload::Read | Workload::Randread => 100,
+            Workload::Rw | Workload::Randrw => a.rwmixread.unwrap_or(50),
+            _ => 0,
+        },
+        fua: a.fua,
+        flush_every: a.flush_every.unwrap_or(0),
+        limit: a.number_ios.unwrap_or(u64::MAX),
+        track: tracks(a),
+        open: a.rate.is_some(),
+        report_every: a.continue_on_error,
+        seed: Random::new(a.seed ^ (core as u64) << 32).next(),
+    }
+}
+
+/// An open loop is about latency: it is measured whether -L is given or not.
+fn tracks(a: &RunArgs) -> bool {
+    a.latency > 0 || a.rate.is_some()
+}
+
+fn local_load(a: &RunArgs, name: &str, runtime: &Runtime, bdev: &Arc<LocalBdev>, e: Extent) -> Result<Outcome, String> {
+    let progress = Arc::new(AtomicU64::new(0));
+    let schedule = Schedule {
+        depth: a.io_depth,
+        io_size: a.io_size,
+        warm_up: Duration::from_secs_f64(a.warmup_time),
+        length: Duration::from_secs_f64(if a.time == 0.0 { 1e6 } else { a.time }),
+        rate: a.rate.map(|r| r / a.core_mask.0.len() as f64),
+        track: tracks(a),
+        progress: progress.clone(),
+    };
+    let line = Progress::start(progress, a.io_size, a.warmup_time + a.time, a.quiet || a.json);
+    let (args, dev) = (a.clone(), bdev.clone());
+    let cores = run::run(runtime.cores(), &schedule, async move |r: Reactor| {
+        let channel = dev.channel()?;
+        Ok(vec![Lane::new(LocalPort::new(channel), plan(&args, &e, r.index()))])
+    })?;
+    drop(line);
+    let report = Report {
+        title: title(a, name),
+        job: job(a, json!({ "bdev": name })),
+        io_size: a.io_size,
+        rate: a.rate,
+        histogram: a.latency > 1,
+        cores,
+    };
+    if a.json {
+        println!("{:#}", report.to_json())
+    } else {
+        report.print()
+    }
+    Ok(if report.errors() == 0 { Outcome::Good } else { Outcome::Bad })
+}
+
+fn title(a: &RunArgs, target: &str) -> String {
+    let mix = if matches!(a.workload, Workload::Rw | Workload::Randrw) {
+        format!(" ({} % reads)", a.rwmixread.unwrap_or(50))
+    } else {
+        String::new()
+    };
+    format!(
+        "{target}: {}{mix}, {}, depth {} on {} core{}",
+        a.workload.name(),
+        units::size(u64::from(a.io_size)),
+        a.io_depth,
+        a.core_mask.0.len(),
+        if a.core_mask.0.len() == 1 { "" } else { "s" },
+    )
+}
+
+fn job(a: &RunArgs, target: Value) -> Value {
+    json!({
+        "target": target,
+        "workload": a.workload.name(),
+        "rwmixread": if matches!(a.workload, Workload::Rw | Workload::Randrw) { json!(a.rwmixread.unwrap_or(50)) } else { Value::Null },
+        "io_size": a.io_size,
+        "io_depth": a.io_depth,
+        "num_qpairs": a.num_qpairs,
+        "cores": a.core_mask.0,
+        "time": a.time,
+        "warmup_time": a.warmup_time,
+        "rate": a.rate,
+        "fua": a.fua,
+        "flush_every": a.flush_every,
+        "header_digest": a.enable_tcp_hdgst,
+        "data_digest": a.enable_tcp_ddgst,
+        "seed": a.seed,
+    })
+}
+
+/// Told apart from every other run on the same device, whatever seed they have.
+fn new_run_id(seed: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    Random::new(seed ^ now.rotate_left(17) ^ u64::from(std::process::id())).next()
+}
+
+fn local_verify(a: &RunArgs, runtime: &Runtime, bdev: &Arc<LocalBdev>, e: &Extent) -> Result<Outcome, String> {
+    let fresh = Header { seed: new_run_id(a.seed), block_size: e.block_size, unit_blocks: e.unit_blocks };
+    let (journal, history, run_id) = match &a.verify_journal {
+        Some(path) => {
+            let (j, h) = Journal::open(path, fresh)?;
+            let id = h.header.seed;
+            (Some(Arc::new(j)), Some(Arc::new(h)), id)
+        }
+        None => (None, None, fresh.seed),
+    };
+    let cores = runtime.cores();
+    let share = e.units / cores.len() as u64;
+    if share == 0 {
+        return Err(format!("{} cores need at least as many places to write: make --span larger", cores.len()));
+    }
+    let progress = Arc::new(AtomicU64::new(0));
+    let line = Progress::start(progress.clone(), a.io_size, a.time, a.quiet || a.json);
+    let mut running = Vec::new();
+    for (i, core) in cores.iter().enumerate() {
+        let plan = VerifyPlan {
+            first_lba: e.first_lba + share * i as u64 * u64::from(e.unit_blocks),
+            units: share,
+            unit_blocks: e.unit_blocks,
+            block_size: e.block_size,
+            depth: a.io_depth,
+            length: Duration::from_secs_f64(if a.time == 0.0 { 1e6 } else { a.time }),
+            limit: a.number_ios.unwrap_or(u64::MAX),
+            fua: a.fua,
+            flush_every: a.flush_every.unwrap_or(0),
+            run_id,
+            seed: Random::new(a.seed ^ (i as u64) << 32).next(),
+            journal: journal.clone(),
+            progress: progress.clone(),
+        };
+        let (dev, history) = (bdev.clone(), history.clone());
+        running.push(core.spawn(move |r| async move { verify::verify(r, dev.channel()?, plan, history).await }));
+    }
+    let found = collect(running)?;
+    drop(line);
+    print_checked(a, "verify", &found);
+    Ok(judge(&found, journal.is_some()))
+}
+
+fn local_check(a: &RunArgs, runtime: &Runtime, bdev: &Arc<LocalBdev>, journal: &Path) -> Result<Outcome, String> {
+    let history = History::load(journal)?;
+    if history.header.block_size != bdev.block_size() {
+        return Err(format!(
+            "the journal is of a device with {}-byte blocks, this one has {}",
+            history.header.block_size,
+            bdev.block_size()
+        ));
+    }
+    let history = history.expect(if a.verify_power_loss { After::PowerLoss } else { After::Kill });
+    let (dev, depth) = (bdev.clone(), a.io_depth);
+    let core = runtime.cores().first().ok_or("no core")?;
+    let (acknowledged, open) = (history.acknowledged, history.unacknowledged);
+    let one = core.spawn(move |r| async move { verify::check(r, dev.channel()?, history, depth).await });
+    let found = collect(vec![one])?;
+    if !a.json {
+        println!("journal: {acknowledged} writes acknowledged, {open} not");
+    }
+    print_checked(a, "verify-check", &found);
+    if let Some(why) = found.iter().find_map(|f| f.failure.clone()) {
+        return Err(why);
+    }
+    Ok(judge(&found, false))
+}
+
+fn collect(
+    running: Vec<longshore_reactor::oneshot::Receiver<Result<Checked, String>>>,
+) -> Result<Vec<Checked>, String> {
+    // Every core is waited for before the first error is passed on: memory is in use until then.
+    let all: Vec<_> =
+        running.into_iter().map(|r| r.wait().unwrap_or_else(|_| Err("a reactor stopped".into()))).collect();
+    all.into_iter().collect()
+}
+
+fn judge(found: &[Checked], journaled: bool) -> Outcome {
+    if found.iter().any(|f| f.mismatches > 0) {
+        Outcome::Bad
+    } else if found.iter().any(|f| f.failure.is_some()) {
+        if journaled { Outcome::TargetLost } else { Outcome::Bad }
+    } else {
+        Outcome::Good
+    }
+}
+
+fn print_checked(a: &RunArgs, kind: &str, found: &[Checked]) {
+    let sum = |f: &dyn Fn(&Checked) -> u64| found.iter().map(f).sum::<u64>();
+    let (writes, reads, flushes) = (sum(&|c| c.writes), sum(&|c| c.reads), sum(&|c| c.flushes));
+    let (blocks, mismatches) = (sum(&|c| c.blocks), sum(&|c| c.mismatches));
+    let failure = found.iter().find_map(|c| c.failure.as_deref());
+    let seconds = found.iter().map(|c| c.seconds).fold(0.0, f64::max);
+    if a.json {
+        let out = json!({
+            "schema": "longshore-perf/1",
+            "kind": kind,
+            "version": env!("CARGO_PKG_VERSION"),
+            "seconds": seconds,
+            "writes": writes,
+            "reads": reads,
+            "flushes": flushes,
+            "blocks_compared": blocks,
+            "mismatches": mismatches,
+            "failure": failure,
+        });
+        println!("{out:#}");
+    } else {
+        println!("{kind}: {writes} writes, {reads} reads, {flushes} flushes in {seconds:.1} s");
+        println!("{blocks} blocks compared, {mismatches} wrong");
+        if let Some(f) = failure {
+            println!("ended early: {f}");
+        }
+    }
+}

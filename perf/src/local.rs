@@ -1,0 +1,140 @@
+//! Local bdevs as what load is made on.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use longshore_bdev::malloc::Malloc;
+use longshore_bdev::null::Null;
+use longshore_bdev::{BdevDesc, Channel, Geometry, IoFlags, IoRef, Op, Registry, Submitter};
+use longshore_reactor::DmaBuf;
+
+use crate::lane::{Kind, Lane, Port, Work};
+use crate::units::parse_size;
+
+/// Size of a null device when none is given: it has no medium, only a number of blocks.
+const NULL_SIZE: u64 = 1 << 40;
+
+/// A bdev that can be opened on every core.
+pub(crate) struct LocalBdev {
+    desc: BdevDesc,
+}
+
+impl LocalBdev {
+    /// Makes a device of a kind that needs no configuration: `null[:SIZE[:BLOCK]]` or `malloc:SIZE[:BLOCK]`.
+    ///
+    /// # Errors
+    /// The text is of no such kind, or the device cannot be made.
+    pub(crate) fn built_in(spec: &str) -> Result<LocalBdev, String> {
+        let registry = Registry::new();
+        let mut parts = spec.split(':');
+        let kind = parts.next().unwrap_or_default();
+        let size = parts.next().map(parse_size).transpose()?;
+        let block = parts.next().map_or(Ok(512), parse_size)?;
+        if parts.next().is_some() {
+            return Err(format!("'{spec}' has too many parts: use KIND:SIZE:BLOCK"));
+        }
+        if !block.is_power_of_two() || !(512..=65536).contains(&block) {
+            return Err(format!("a block of {block} bytes is not possible: use a power of two from 512 to 64K"));
+        }
+        let size = match (kind, size) {
+            ("null", s) => s.unwrap_or(NULL_SIZE),
+            ("malloc", Some(s)) => s,
+            ("malloc", None) => return Err("'malloc' needs a size: malloc:64M".into()),
+            _ => {
+                return Err(format!(
+                    "'{kind}' is no kind of device that can be made without --config: use null[:SIZE[:BLOCK]] or malloc:SIZE[:BLOCK]"
+                ));
+            }
+        };
+        if size < block {
+            return Err(format!("'{spec}' is smaller than one block"));
+        }
+        let geometry = Geometry::plain(block as u32, size / block);
+        let made = match kind {
+            "null" => registry.register(spec, None, Null::new(geometry)),
+            _ => Malloc::new(geometry).and_then(|m| registry.register(spec, None, m)),
+        };
+        made.map_err(|e| e.to_string())?;
+        LocalBdev::open(&registry, spec)
+    }
+
+    /// Opens a device of a registry.
+    ///
+    /// # Errors
+    /// There is none of this name, or it is claimed.
+    pub(crate) fn open(registry: &Arc<Registry>, name: &str) -> Result<LocalBdev, String> {
+        let desc = registry.open(name, true, Box::new(|_| {})).map_err(|e| e.to_string())?;
+        Ok(LocalBdev { desc })
+    }
+
+    /// Bytes per block.
+    pub(crate) fn block_size(&self) -> u32 {
+        self.desc.node().geometry().block_size
+    }
+
+    /// Blocks of the device.
+    pub(crate) fn num_blocks(&self) -> u64 {
+        self.desc.node().num_blocks()
+    }
+
+    /// The device on the calling core.
+    ///
+    /// # Errors
+    /// It cannot be used from this core.
+    pub(crate) fn channel(&self) -> Result<Channel, String> {
+        self.desc.channel().map_err(|e| e.to_string())
+    }
+}
+
+/// A bdev on one core, for lanes.
+pub(crate) struct LocalPort {
+    channel: Channel,
+}
+
+impl LocalPort {
+    pub(crate) fn new(channel: Channel) -> LocalPort {
+        LocalPort { channel }
+    }
+}
+
+impl Port for LocalPort {
+    type Request = IoRef;
+
+    fn request(&self, buf: DmaBuf) -> Option<IoRef> {
+        let mut io = self.channel.core().get()?;
+        io.set_buf(buf);
+        Some(io)
+    }
+
+    #[inline]
+    fn submit(lane: &Rc<Lane<Self>>, mut io: IoRef, work: Work, tag: u64) {
+        match work.kind {
+            Kind::Read => io.prepare(Op::Read, IoFlags::NONE, work.lba, work.blocks),
+            Kind::Write => {
+                let flags = if work.fua { IoFlags::FUA } else { IoFlags::NONE };
+                io.prepare(Op::Write, flags, work.lba, work.blocks);
+            }
+            Kind::Flush => io.prepare(Op::Flush, IoFlags::NONE, 0, 0),
+        }
+        io.begin(lane.clone(), tag);
+        lane.port.channel.submit(io);
+    }
+
+    fn release(&self, io: IoRef) {
+        io.release();
+    }
+}
+
+impl Submitter for Lane<LocalPort> {
+    #[inline]
+    fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
+        let kind = match io.op() {
+            Op::Read => Kind::Read,
+            Op::Write => Kind::Write,
+            _ => Kind::Flush,
+        };
+        let work = Work { kind, fua: false, lba: io.lba(), blocks: io.nblocks() };
+        let status = io.status();
+        self.done(io, work, status, tag);
+    }
+}

@@ -1,0 +1,140 @@
+//! The tool as its users run it: exit status, JSON, and what it says when something is wrong.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn perf(line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_longshore-perf")).args(line.split_whitespace()).output().expect("the binary runs")
+}
+
+fn json(line: &str) -> Value {
+    let out = perf(line);
+    let text = String::from_utf8_lossy(&out.stdout);
+    serde_json::from_str(&text)
+        .unwrap_or_else(|e| panic!("{line}: {e}: {text}{}", String::from_utf8_lossy(&out.stderr)))
+}
+
+fn number(v: &Value, path: &str) -> f64 {
+    v.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number at {path} of {v:#}"))
+}
+
+/// The first CPU that this process may use: `-c` must not name another.
+fn core() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let list =
+        status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).expect("allowed CPUs").trim().to_owned();
+    format!("[{}]", list.split([',', '-']).next().expect("a CPU"))
+}
+
+#[test]
+fn a_run_prints_the_schema_that_docs_perf_md_describes() {
+    let v = json(&format!("--bdev null -c {} -q 16 -w randrw -M 70 -t 0.3 -LL --json", core()));
+    assert_eq!((v["schema"].as_str(), v["kind"].as_str()), (Some("longshore-perf/1"), Some("run")));
+    for path in [
+        "/seconds",
+        "/total/ios",
+        "/total/errors",
+        "/total/iops",
+        "/total/read_iops",
+        "/total/write_iops",
+        "/total/mib_per_s",
+        "/total/cpu/user",
+        "/total/cpu/kernel",
+        "/total/latency_us/average",
+        "/total/latency_us/min",
+        "/total/latency_us/p50",
+        "/total/latency_us/p99",
+        "/total/latency_us/p99.9",
+        "/total/latency_us/p99.99",
+        "/total/latency_us/max",
+        "/cores/0/cpu_number",
+        "/cores/0/iops",
+        "/job/io_size",
+        "/job/io_depth",
+        "/job/seed",
+    ] {
+        number(&v, path);
+    }
+    assert!(v["histogram_us"].as_array().is_some_and(|h| !h.is_empty()));
+    let share = number(&v, "/total/read_iops") / number(&v, "/total/iops");
+    assert!((0.68..0.72).contains(&share), "70 % of reads were asked for, {share} are");
+    assert_eq!(number(&v, "/total/errors"), 0.0);
+}
+
+#[test]
+fn a_number_of_requests_ends_the_run() {
+    let v = json(&format!("--bdev malloc:1M -c {} -q 4 -w write -d 5000 -t 60 --json", core()));
+    assert_eq!(v["total"]["ios"], 5000);
+}
+
+#[test]
+fn an_open_loop_holds_its_rate() {
+    let v = json(&format!("--bdev null -c {} -q 64 --rate 20k -t 0.5 --json", core()));
+    let iops = number(&v, "/total/iops");
+    // What was due and not started yet is missing from the count, so that both together are the rate.
+    let due = iops + number(&v, "/backlog") / number(&v, "/seconds");
+    assert!((19_000.0..21_000.0).contains(&due), "{iops} IOPS, {} due: {v:#}", v["backlog"]);
+    assert!(number(&v, "/total/latency_us/p99") > 0.0, "an open loop measures latency without -L");
+}
+
+#[test]
+fn verification_passes_on_a_device_that_stores_and_fails_on_one_that_does_not() {
+    let v =
+        json(&format!("--bdev malloc:4M -c {} -q 8 -w verify -d 3000 -t 60 --flush-every 16 --fua 10 --json", core()));
+    assert_eq!((v["kind"].as_str(), v["mismatches"].as_u64()), (Some("verify"), Some(0)));
+    assert_eq!(v["writes"], 3000);
+    assert!(number(&v, "/reads") > 3000.0 && number(&v, "/flushes") > 100.0);
+
+    let out = perf(&format!("--bdev null:1M -c {} -q 2 -w verify -d 10 --json", core()));
+    assert_eq!(out.status.code(), Some(2));
+    let v: Value = serde_json::from_slice(&out.stdout).expect("JSON in spite of the mismatches");
+    assert_eq!(v["mismatches"], v["blocks_compared"]);
+}
+
+#[test]
+fn a_journal_tells_a_device_that_lost_its_writes() {
+    let journal = std::env::temp_dir().join(format!("longshore-perf-tool-{}", std::process::id()));
+    let path = journal.display();
+    let v = json(&format!("--bdev malloc:1M -c {} -q 4 -w verify -d 200 --verify-journal {path} --json", core()));
+    assert_eq!(v["writes"], 200);
+    // A fresh device of the same shape: everything acknowledged is gone.
+    let out = perf(&format!("--bdev malloc:1M -c {} --verify-check {path}", core()));
+    assert_eq!(out.status.code(), Some(2), "{}", String::from_utf8_lossy(&out.stdout));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("a write is lost"));
+    std::fs::remove_file(journal).expect("the journal is there");
+}
+
+#[test]
+fn the_ceiling_prints_the_schema_that_docs_perf_md_describes() {
+    let v = json("ceiling -q 8 -P 2 -t 0.1 --json");
+    assert_eq!(v["kind"], "ceiling");
+    for path in ["/iops", "/mib_per_s", "/engines/0/iops", "/engines/0/client_cpu/user", "/engines/0/server_cpu/kernel"]
+    {
+        number(&v, path);
+    }
+    assert!(number(&v, "/iops") > 0.0);
+    assert!(v["engines"].as_array().expect("engines").iter().any(|e| e["engine"] == v["best"]));
+}
+
+#[test]
+fn mistakes_are_answered_with_one_line_and_a_status() {
+    for (line, part) in [
+        ("", "--bdev"),
+        ("--bdev flash", "flash"),
+        ("--bdev malloc", "malloc:64M"),
+        ("--bdev null -o 1000", "512-byte blocks"),
+        ("--bdev null -o 4M", "2 MiB"),
+        ("--bdev malloc:1M --span 2M", "1 MiB"),
+        ("--bdev null -M 10", "-M"),
+        ("--bdev null --fua 10", "--fua"),
+        ("--bdev null -c 0x80000000000000000000", "CPU 79"),
+        ("--bdev null --verify-check /nonexistent", "/nonexistent"),
+        ("ceiling -w randrw", "one way"),
+    ] {
+        let out = perf(line);
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{line}: {err}");
+        assert!(err.contains(part) && err.lines().count() == 1, "{line}: {err}");
+    }
+}
