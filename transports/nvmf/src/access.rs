@@ -1,0 +1,129 @@
+//! What one controller may do, as one core knows it: the table of namespaces that I/O looks up.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use longshore_bdev::Channel;
+use longshore_nvme::wire::Status;
+use longshore_reactor::oneshot;
+
+use crate::address::Address;
+use crate::error_log::ErrorLog;
+use crate::poll_group::PollGroup;
+use crate::view::{Namespace, SubsystemView};
+
+/// A namespace with its device open on this core. It lives as long as a table or a command uses it.
+pub(crate) struct LiveNamespace {
+    pub(crate) channel: Channel,
+    pub(crate) ns: Arc<Namespace>,
+    /// Dropped with this: tells those who wait for the end of its use.
+    pub(crate) watchers: RefCell<Vec<oneshot::Sender<()>>>,
+}
+
+/// One namespace identifier of one controller.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) live: Option<Rc<LiveNamespace>>,
+    pub(crate) block_size: u32,
+    /// Success, or why commands are refused.
+    pub(crate) deny: Status,
+}
+
+impl Entry {
+    const NONE: Entry = Entry { live: None, block_size: 0, deny: Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr() };
+}
+
+/// Who a controller is, as every core that serves it knows.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    /// Number of the controller, never used again.
+    pub(crate) controller: u64,
+    pub(crate) cntlid: u16,
+    /// Number of the subsystem, never used again.
+    pub(crate) subsystem: u64,
+    pub(crate) nqn: String,
+    pub(crate) hostnqn: String,
+    /// Core that owns the controller.
+    pub(crate) core: usize,
+    /// Largest write zeroes: 4 KiB times two to this power.
+    pub(crate) wzsl: u8,
+    /// Longest dataset management range, in blocks; 0 for no limit.
+    pub(crate) dmrsl: u32,
+    pub(crate) errors: Arc<ErrorLog>,
+}
+
+/// What one controller may do on this core, through one listener.
+pub(crate) struct Access {
+    pub(crate) who: Identity,
+    pub(crate) listener: Address,
+    pub(crate) errors: Arc<ErrorLog>,
+    table: RefCell<Vec<Entry>>,
+}
+
+impl Access {
+    pub(crate) fn new(who: Identity, listener: Address) -> Access {
+        Access { errors: who.errors.clone(), who, listener, table: RefCell::default() }
+    }
+
+    /// The namespace that a command names.
+    ///
+    /// # Errors
+    /// Why there is none for this controller, now, by this path.
+    #[inline]
+    pub(crate) fn find(&self, nsid: u32) -> Result<(Rc<LiveNamespace>, u32), Status> {
+        let t = self.table.borrow();
+        match t.get(nsid.wrapping_sub(1) as usize) {
+            Some(Entry { live: Some(l), block_size, deny }) if *deny == Status::SUCCESS => Ok((l.clone(), *block_size)),
+            other => Err(other.unwrap_or(&Entry::NONE).deny),
+        }
+    }
+
+    /// Bytes of a block of a namespace that may be used.
+    ///
+    /// # Errors
+    /// As [`find`](Access::find).
+    #[inline]
+    pub(crate) fn block_size(&self, nsid: u32) -> Result<u32, Status> {
+        let t = self.table.borrow();
+        match t.get(nsid.wrapping_sub(1) as usize) {
+            Some(e) if e.deny == Status::SUCCESS => Ok(e.block_size),
+            other => Err(other.unwrap_or(&Entry::NONE).deny),
+        }
+    }
+
+    /// Makes the table anew from a view of the subsystem; `None`: the subsystem is gone.
+    pub(crate) fn rebuild(&self, group: &PollGroup, sub: Option<&SubsystemView>) {
+        let mut table = Vec::new();
+        if let Some(sub) = sub {
+            let listener = sub.listener(&self.listener);
+            let visible = sub.namespaces.values().filter(|n| n.visible_to(&self.who.hostnqn));
+            for n in visible {
+                let state = match (sub.options.ana_reporting, listener) {
+                    (true, Some(l)) => l.ana_state(n.anagrpid),
+                    _ => Default::default(),
+                };
+                let (live, missing) = match group.live_namespace(&n.ns) {
+                    Ok(l) => (Some(l), Status::SUCCESS),
+                    Err(e) => {
+                        tracing::error!(
+                            "namespace {} of '{}' cannot be used on core {}: {e}",
+                            n.nsid,
+                            sub.nqn(),
+                            group.core()
+                        );
+                        (None, Status::NAMESPACE_NOT_READY)
+                    }
+                };
+                let at = n.nsid as usize;
+                if table.len() < at {
+                    table.resize(at, Entry::NONE);
+                }
+                let deny = state.io_status().unwrap_or(missing);
+                table[at - 1] = Entry { live, block_size: n.ns.block_size, deny };
+            }
+        }
+        let old = self.table.replace(table);
+        drop(old);
+    }
+}

@@ -1,0 +1,124 @@
+//! What goes on: controllers, queue pairs, counters.
+
+use std::sync::Arc;
+
+use crate::address::{Address, TrType};
+use crate::error::TargetError;
+use crate::poll_group::PollGroup;
+use crate::target::Target;
+
+/// A controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerInfo {
+    /// Identifier.
+    pub cntlid: u16,
+    /// Host that it serves.
+    pub hostnqn: String,
+    /// Host identifier.
+    pub hostid: [u8; 16],
+    /// True for a discovery controller.
+    pub discovery: bool,
+    /// Its queue pairs, the admin queue included, as clients expect.
+    pub num_io_qpairs: u32,
+    /// Core that owns it.
+    pub core: usize,
+}
+
+/// A queue pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QpairInfo {
+    /// Controller identifier.
+    pub cntlid: u16,
+    /// Queue identifier; 0 for the admin queue.
+    pub qid: u16,
+    /// False once it is being closed.
+    pub enabled: bool,
+    /// Core that serves it.
+    pub core: usize,
+    /// Host.
+    pub hostnqn: String,
+    /// The listener it came in by.
+    pub listen_address: Address,
+    /// The host's end.
+    pub peer_address: Address,
+}
+
+/// Counters of one core.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupStats {
+    /// Core.
+    pub core: usize,
+    /// Admin queues ever connected.
+    pub admin_qpairs: u32,
+    /// I/O queues ever connected.
+    pub io_qpairs: u32,
+    /// Admin queues now.
+    pub current_admin_qpairs: u32,
+    /// I/O queues now.
+    pub current_io_qpairs: u32,
+    /// Connections without a successful Connect.
+    pub current_unassociated_qpairs: u32,
+    /// Times that a command had to wait for a request of the block layer.
+    pub pending_bdev_io: u64,
+    /// Commands ended.
+    pub completed_nvme_io: u64,
+    /// Times that a command had to wait for a buffer.
+    pub buffer_waits: u64,
+    /// Connects refused because the core has no buffer left to promise.
+    pub refused_connects: u64,
+    /// Transports that exist.
+    pub transports: Vec<TrType>,
+}
+
+impl Target {
+    async fn gather<T: Send + 'static>(
+        self: &Arc<Self>,
+        f: impl Fn(&PollGroup) -> T + Clone + Send + 'static,
+    ) -> Vec<T> {
+        let asked: Vec<_> = self
+            .cores
+            .iter()
+            .map(|c| {
+                let (me, f) = (self.clone(), f.clone());
+                c.call(move |_| PollGroup::of(&me).map(|g| f(&g)))
+            })
+            .collect();
+        let mut all = Vec::new();
+        for a in asked {
+            all.extend(a.await.ok().flatten());
+        }
+        all
+    }
+
+    /// The controllers of a subsystem, by identifier.
+    ///
+    /// # Errors
+    /// No such subsystem.
+    pub async fn controllers(self: &Arc<Self>, nqn: &str) -> Result<Vec<ControllerInfo>, TargetError> {
+        let id = self.subsystem(nqn)?.id;
+        let mut all: Vec<_> = self.gather(move |g| g.list_controllers(id)).await.into_iter().flatten().collect();
+        all.sort_by_key(|c| c.cntlid);
+        Ok(all)
+    }
+
+    /// The queue pairs of a subsystem, by controller and queue.
+    ///
+    /// # Errors
+    /// No such subsystem.
+    pub async fn qpairs(self: &Arc<Self>, nqn: &str) -> Result<Vec<QpairInfo>, TargetError> {
+        let id = self.subsystem(nqn)?.id;
+        let mut all: Vec<_> = self.gather(move |g| g.list_qpairs(id)).await.into_iter().flatten().collect();
+        all.sort_by_key(|q| (q.cntlid, q.qid));
+        Ok(all)
+    }
+
+    /// Counters of every core.
+    pub async fn stats(self: &Arc<Self>) -> Vec<GroupStats> {
+        let transports: Vec<TrType> = self.view().transports.keys().copied().collect();
+        let mut all = self.gather(|g| g.stats()).await;
+        for s in &mut all {
+            s.transports.clone_from(&transports);
+        }
+        all
+    }
+}

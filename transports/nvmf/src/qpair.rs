@@ -1,0 +1,406 @@
+//! A queue pair on its core: slots, flow control, the life of a command, and the end of the connection.
+//!
+//! # What a transport does with a command
+//!
+//! 1. [`alloc_slot`](Qpair::alloc_slot), [`begin`](Qpair::begin); it says what the command needs.
+//! 2. [`get_buffer`](Qpair::get_buffer) if data moves either way; the host's data goes into [`buffer`](Qpair::buffer) (by
+//!    reference) or through [`with_buffer`](Qpair::with_buffer) (by copy).
+//! 3. [`execute`](Qpair::execute), or [`fail`](Qpair::fail) if the data did not arrive whole.
+//! 4. [`QpairTransport::respond`] comes; [`cqe`](Qpair::cqe) and [`take_data`](Qpair::take_data) are sent; then
+//!    [`release`](Qpair::release).
+//!
+//! A transport may answer `respond` from inside `execute`. When the connection ends, for whatever reason, the transport calls
+//! [`shutdown`](Qpair::shutdown) once; after that it is never called again, except for the given continuation.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use longshore_bdev::{IoRef, IoWaiter, Submitter};
+use longshore_nvme::wire::fabrics::ConnectCmd;
+use longshore_nvme::wire::{Cqe, Sqe, Status};
+use longshore_reactor::DmaBuf;
+
+use crate::access::Access;
+use crate::controller::Controller;
+use crate::io;
+use crate::options::TransportOptions;
+use crate::place::Placement;
+use crate::poll_group::PollGroup;
+use crate::request::{Begin, Kind, Phase, Request};
+use crate::transport::{Disconnect, QpairTransport};
+use crate::{admin, connect};
+
+/// Asynchronous event requests that a controller holds.
+pub(crate) const MAX_AERS: u16 = 4;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(crate) enum Life {
+    /// Only Connect is accepted.
+    New,
+    /// A Connect is being decided.
+    Connecting,
+    /// Commands are executed.
+    Live,
+    /// No command is accepted; those in the core are being ended.
+    Closing,
+    /// Nothing is left.
+    Closed,
+}
+
+/// A queue pair.
+pub struct Qpair {
+    /// Never used again: messages to a queue pair that is gone find nothing.
+    pub(crate) serial: u64,
+    pub(crate) group: Rc<PollGroup>,
+    pub(crate) options: Arc<TransportOptions>,
+    transport: RefCell<Option<Rc<dyn QpairTransport>>>,
+    pub(crate) slots: Box<[RefCell<Request>]>,
+    free: RefCell<Vec<u16>>,
+    pub(crate) life: Cell<Life>,
+    pub(crate) qid: Cell<u16>,
+    /// Entries of the submission queue.
+    pub(crate) depth: Cell<u16>,
+    sqhd: Cell<u16>,
+    pub(crate) flow_control: Cell<bool>,
+    /// What the controller may do on this core.
+    pub(crate) access: OnceCell<Rc<Access>>,
+    /// The controller, if this is its admin queue.
+    pub(crate) admin: OnceCell<Rc<Controller>>,
+    /// Commands that the core has.
+    pub(crate) busy: Cell<u32>,
+    pub(crate) fused: Cell<io::fused::Pending>,
+    /// Commands that wait for a request of the block layer.
+    pub(crate) starved: RefCell<VecDeque<u16>>,
+    /// The buffer that this queue pair always has.
+    pub(crate) reserve: RefCell<Option<DmaBuf>>,
+    then: RefCell<Option<Box<dyn FnOnce()>>>,
+    disconnecting: Cell<bool>,
+    _place: Placement,
+}
+
+impl Qpair {
+    /// A queue pair for a connection whose Connect command is `cmd`; that command is still to be handed to `begin`. On the
+    /// reactor that `place` names.
+    pub fn new(
+        group: &Rc<PollGroup>,
+        transport: Rc<dyn QpairTransport>,
+        options: Arc<TransportOptions>,
+        cmd: &ConnectCmd,
+        place: Placement,
+    ) -> Rc<Qpair> {
+        let admin = cmd.qid.get() == 0;
+        let most = if admin { options.max_aq_depth as u16 } else { options.max_queue_depth };
+        let depth = cmd.sqsize.get().saturating_add(1).clamp(2, most.max(2));
+        // Event requests do not end, and the head moves past them: they must not use up the queue's slots.
+        let n = if admin { depth.saturating_add(MAX_AERS + 1) } else { depth };
+        let qp = Rc::new(Qpair {
+            serial: group.target().fresh_id(),
+            group: group.clone(),
+            options,
+            transport: RefCell::new(Some(transport)),
+            slots: (0..n).map(|_| RefCell::new(Request::new())).collect(),
+            free: RefCell::new((0..n).rev().collect()),
+            life: Cell::new(Life::New),
+            qid: Cell::new(cmd.qid.get()),
+            depth: Cell::new(depth),
+            sqhd: Cell::new(0),
+            flow_control: Cell::new(true),
+            access: OnceCell::new(),
+            admin: OnceCell::new(),
+            busy: Cell::new(0),
+            fused: Cell::new(io::fused::Pending::None),
+            starved: RefCell::new(VecDeque::with_capacity(usize::from(n))),
+            reserve: RefCell::new(None),
+            then: RefCell::new(None),
+            disconnecting: Cell::new(false),
+            _place: place,
+        });
+        group.add_qpair(&qp);
+        qp
+    }
+
+    /// Slots; they are numbered from 0.
+    pub fn slots(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    /// Queue identifier; 0 for the admin queue.
+    pub fn qid(&self) -> u16 {
+        self.qid.get()
+    }
+
+    /// True once a Connect succeeded, until the end begins.
+    pub fn is_live(&self) -> bool {
+        self.life.get() == Life::Live
+    }
+
+    /// False if the host disabled submission queue flow control.
+    pub fn flow_control(&self) -> bool {
+        self.flow_control.get()
+    }
+
+    /// Options of the transport.
+    pub fn options(&self) -> &Arc<TransportOptions> {
+        &self.options
+    }
+
+    /// A slot for the next command; `None`: stop to receive until one is released.
+    #[inline]
+    pub fn alloc_slot(&self) -> Option<u16> {
+        self.free.borrow_mut().pop()
+    }
+
+    /// Takes a command in. `in_capsule` is how many bytes of data its capsule carries.
+    ///
+    /// Unsupported opcodes, wrong lengths, SGLs and namespaces are refused here, before any state is touched.
+    #[inline]
+    pub fn begin(self: &Rc<Self>, slot: u16, sqe: &Sqe, in_capsule: u32) -> Begin {
+        let head = self.sqhd.get() + 1;
+        self.sqhd.set(if head >= self.depth.get() { 0 } else { head });
+        self.slots[usize::from(slot)].borrow_mut().start(sqe);
+        let kind = if sqe.opcode == longshore_nvme::wire::opcode::admin::FABRICS {
+            Kind::Fabrics
+        } else if self.qid.get() == 0 {
+            Kind::Admin
+        } else {
+            Kind::Io
+        };
+        self.slots[usize::from(slot)].borrow_mut().kind = kind;
+        let live = self.life.get() == Life::Live;
+        let plan = match kind {
+            Kind::Io if live => io::begin(self, slot, sqe, in_capsule),
+            Kind::Fabrics => connect::begin(self, slot, sqe, in_capsule),
+            Kind::Admin if live => admin::begin(self, slot, sqe, in_capsule),
+            _ => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
+        };
+        plan.unwrap_or_else(|status| self.refuse(slot, status))
+    }
+
+    #[cold]
+    fn refuse(&self, slot: u16, status: Status) -> Begin {
+        let mut r = self.slots[usize::from(slot)].borrow_mut();
+        r.status = status;
+        r.phase = Phase::Done;
+        self.note_error(&r);
+        Begin::Respond
+    }
+
+    /// Runs a command whose buffer, if it needs one, is in place and filled.
+    #[inline]
+    pub fn execute(self: &Rc<Self>, slot: u16) {
+        let kind = {
+            let mut r = self.slots[usize::from(slot)].borrow_mut();
+            if r.phase != Phase::Begun {
+                return; // aborted while its data was on the way
+            }
+            r.phase = Phase::Executing;
+            r.kind
+        };
+        self.busy.set(self.busy.get() + 1);
+        match kind {
+            Kind::Io => io::execute(self, slot),
+            Kind::Admin => admin::execute(self, slot),
+            Kind::Fabrics => connect::execute(self, slot),
+        }
+    }
+
+    /// Ends a command whose data did not arrive whole, with `status`.
+    pub fn fail(self: &Rc<Self>, slot: u16, status: Status) {
+        if self.slots[usize::from(slot)].borrow().phase != Phase::Begun {
+            return;
+        }
+        self.end_begun(slot, status);
+    }
+
+    /// Ends a command that the transport has, as if it had been executed.
+    pub(crate) fn end_begun(self: &Rc<Self>, slot: u16, status: Status) {
+        self.slots[usize::from(slot)].borrow_mut().phase = Phase::Executing;
+        self.busy.set(self.busy.get() + 1);
+        io::fused::half_failed(self, slot);
+        self.complete(slot, status);
+    }
+
+    /// Ends a command that the core has: its response goes out.
+    #[inline]
+    pub(crate) fn complete(&self, slot: u16, status: Status) {
+        {
+            let mut r = self.slots[usize::from(slot)].borrow_mut();
+            debug_assert_eq!(r.phase, Phase::Executing, "slot {slot} completed twice");
+            r.status = status;
+            r.phase = Phase::Done;
+            r.io = None;
+            if let Some(ns) = r.ns.take() {
+                self.group.put_namespace(ns);
+            }
+            if !status.is_ok() {
+                self.note_error(&r);
+            }
+        }
+        self.group.counters.completed.set(self.group.counters.completed.get() + 1);
+        self.busy.set(self.busy.get() - 1);
+        if self.life.get() >= Life::Closing {
+            return self.drop_slot(slot);
+        }
+        let t = self.transport.borrow().clone();
+        if let Some(t) = t {
+            t.respond(slot);
+        }
+    }
+
+    #[cold]
+    fn drop_slot(&self, slot: u16) {
+        self.slots[usize::from(slot)].borrow_mut().clear();
+        self.finish_if_idle();
+    }
+
+    #[cold]
+    fn note_error(&self, r: &Request) {
+        if let Some(a) = self.access.get() {
+            a.errors.record(self.qid.get(), r);
+        }
+    }
+
+    /// The completion of the command in `slot`, once it responds.
+    #[inline]
+    pub fn cqe(&self, slot: u16) -> Cqe {
+        let r = self.slots[usize::from(slot)].borrow();
+        let mut c = Cqe::new(r.sqe.cid.get(), r.status);
+        c.dw0 = r.dw0.into();
+        c.dw1 = r.dw1.into();
+        c.sqhd = if self.flow_control.get() { self.sqhd.get() } else { Cqe::SQHD_NO_FLOW_CONTROL }.into();
+        c
+    }
+
+    /// Bytes that the command in `slot` moves.
+    #[inline]
+    pub fn data_len(&self, slot: u16) -> u32 {
+        self.slots[usize::from(slot)].borrow().len
+    }
+
+    /// Command identifier of the command in `slot`.
+    #[inline]
+    pub fn cid(&self, slot: u16) -> u16 {
+        self.slots[usize::from(slot)].borrow().sqe.cid.get()
+    }
+
+    /// The data for the host, if the command succeeded and has any: all of it is to be sent.
+    #[inline]
+    pub fn take_data(&self, slot: u16) -> Option<DmaBuf> {
+        let mut r = self.slots[usize::from(slot)].borrow_mut();
+        if !r.to_host || !r.status.is_ok() || r.len == 0 {
+            return None;
+        }
+        r.buf.take()
+    }
+
+    /// The command's buffer, to receive into. The transport gives its clones up before it calls `execute`.
+    #[inline]
+    pub fn buffer(&self, slot: u16) -> Option<DmaBuf> {
+        self.slots[usize::from(slot)].borrow().buf.clone()
+    }
+
+    /// Runs `f` on the bytes of the command's buffer. `None` if it has none, or a clone of it is still held.
+    #[inline]
+    pub fn with_buffer<T>(&self, slot: u16, f: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
+        self.slots[usize::from(slot)].borrow_mut().buf.as_mut()?.get_mut().map(f)
+    }
+
+    /// The response was queued: the slot may be used again.
+    #[inline]
+    pub fn release(&self, slot: u16) {
+        self.slots[usize::from(slot)].borrow_mut().clear();
+        self.free.borrow_mut().push(slot);
+    }
+
+    /// Asks the transport to close the connection.
+    pub(crate) fn disconnect(&self, why: Disconnect) {
+        if self.life.get() >= Life::Closing || self.disconnecting.replace(true) {
+            return;
+        }
+        let t = self.transport.borrow().clone();
+        if let Some(t) = t {
+            t.disconnect(why);
+        }
+    }
+
+    /// The transport, until the end.
+    pub(crate) fn transport(&self) -> Option<Rc<dyn QpairTransport>> {
+        self.transport.borrow().clone()
+    }
+
+    /// The connection ended: aborts what is in the core and calls `then` when nothing is left there, from the poll phase or
+    /// from inside this call. Buffers stay untouched until then.
+    pub fn shutdown(self: &Rc<Self>, then: impl FnOnce() + 'static) {
+        if self.life.get() >= Life::Closing {
+            return;
+        }
+        self.life.set(Life::Closing);
+        *self.transport.borrow_mut() = None;
+        *self.then.borrow_mut() = Some(Box::new(then));
+        self.busy.set(self.busy.get() + 1); // not idle before all below ran
+        self.group.forget_waiters(self.serial);
+        connect::closing(self);
+        let starved: Vec<u16> = self.starved.borrow_mut().drain(..).collect();
+        for slot in starved {
+            self.complete(slot, Status::ABORTED_SQ_DELETION);
+        }
+        io::fused::closing(self);
+        for slot in 0..self.slots() {
+            self.abort_in_device(slot);
+        }
+        for r in &*self.slots {
+            let mut r = r.borrow_mut();
+            if matches!(r.phase, Phase::Begun | Phase::Done) {
+                r.clear();
+            }
+        }
+        self.busy.set(self.busy.get() - 1);
+        self.finish_if_idle();
+    }
+
+    /// Aborts the block layer's request of a command, if it has one.
+    pub(crate) fn abort_in_device(&self, slot: u16) -> bool {
+        let (ns, id) = {
+            let r = self.slots[usize::from(slot)].borrow();
+            match (&r.ns, r.io) {
+                (Some(ns), Some(id)) if r.phase == Phase::Executing => (ns.clone(), id),
+                _ => return false,
+            }
+        };
+        let found = ns.channel.abort(id);
+        self.group.put_namespace(ns);
+        found
+    }
+
+    pub(crate) fn finish_if_idle(&self) {
+        if self.life.get() != Life::Closing || self.busy.get() != 0 {
+            return;
+        }
+        self.life.set(Life::Closed);
+        *self.reserve.borrow_mut() = None;
+        let then = self.then.borrow_mut().take();
+        self.group.qpair_gone(self);
+        if let Some(f) = then {
+            f();
+        }
+    }
+}
+
+impl Submitter for Qpair {
+    #[inline]
+    fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
+        io::done(&self, io, tag);
+    }
+}
+
+impl IoWaiter for Qpair {
+    fn io_available(self: Rc<Self>) {
+        let next = self.starved.borrow_mut().pop_front();
+        if let Some(slot) = next {
+            io::resume(&self, slot);
+        }
+    }
+}
