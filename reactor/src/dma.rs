@@ -66,8 +66,11 @@ struct Block {
     index: u16,
     pool: Cell<*const Pool>,
     /// Memory that is not the pool's: whom to tell when the last reference goes.
-    release: Cell<Option<(unsafe fn(*mut ()), *mut ())>>,
+    release: Cell<Option<Release>>,
 }
+
+/// A function and its argument.
+type Release = (unsafe fn(*mut ()), *mut ());
 
 const FOREIGN: u16 = u16::MAX;
 

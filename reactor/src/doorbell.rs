@@ -6,7 +6,8 @@
 
 use crate::sync::{AtomicBool, Ordering, fence};
 
-/// The flag of the handshake.
+/// The flag of the handshake. Every write is an exchange, so that whoever clears an announced sleep knows that it did, and
+/// rings.
 pub(crate) struct Doorbell {
     sleeping: AtomicBool,
 }
@@ -18,13 +19,13 @@ impl Doorbell {
 
     /// Reactor: about to sleep. The caller must look for work once more after this and before it sleeps.
     pub(crate) fn prepare(&self) {
-        self.sleeping.store(true, Ordering::Relaxed);
+        self.sleeping.swap(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
     /// Reactor: awake again, or decided not to sleep.
     pub(crate) fn awake(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.sleeping.swap(false, Ordering::Relaxed);
     }
 
     /// Sender, after its push: whether this sender must wake the reactor.

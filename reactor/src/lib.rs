@@ -46,7 +46,10 @@ mod dma;
 mod doorbell;
 mod engine;
 mod error;
+pub mod file;
 mod inbox;
+#[cfg(all(test, loom))]
+mod model;
 pub mod net;
 pub mod oneshot;
 mod op;
@@ -55,6 +58,7 @@ mod poller;
 mod reactor;
 mod runtime;
 mod shared;
+pub mod sim;
 pub mod sock;
 mod sync;
 mod task;

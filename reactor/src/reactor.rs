@@ -2,11 +2,12 @@
 #![allow(unsafe_code)]
 
 use crate::clock;
-use crate::dma::DmaPool;
+use crate::dma::{CHUNK, DmaPool, MemRegistrar};
 use crate::engine::ops::OpSlab;
-use crate::engine::uring::{Uring, is_internal};
+use crate::engine::sim::SimEngine;
+use crate::engine::uring::is_internal;
 use crate::engine::{
-    CQE_F_BUFFER, CQE_F_MORE, Completion, Cqe, OpId, OpKind, RingOp, TOKEN_BELL, TOKEN_SENT, TOKEN_WAKE, Wait,
+    CQE_F_BUFFER, CQE_F_MORE, Completion, Cqe, Engine, OpId, OpKind, RingOp, TOKEN_BELL, TOKEN_SENT, TOKEN_WAKE, Wait,
 };
 use crate::options::{Options, PollMode};
 use crate::poller::{Poller, PollerInner, PollerStats, SAMPLE};
@@ -20,7 +21,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
@@ -51,7 +52,7 @@ type Injector = Box<dyn FnMut(OpKind) -> Option<i32>>;
 pub(crate) struct Core {
     shared: Arc<Shared>,
     peers: Vec<CoreHandle>,
-    pub(crate) engine: Uring,
+    pub(crate) engine: Engine,
     ops: RefCell<OpSlab>,
     /// Completions made here rather than by the engine: refused or injected ones.
     made: RefCell<Vec<(Completion, i32)>>,
@@ -152,6 +153,11 @@ impl Reactor {
         self.0.ops.borrow().in_flight()
     }
 
+    /// (receive slices committed, bytes of each): what sockets of this reactor receive into.
+    pub fn rx_slices(&self) -> (usize, usize) {
+        self.0.engine.uring().map_or((0, 0), |e| e.rx_slices())
+    }
+
     /// Calls `f` once per turn until the handle is dropped. `f` returns how much it did; while it returns 0 the reactor may
     /// sleep (see [`Poller::set_pending`]).
     pub fn poller(&self, name: impl Into<String>, f: impl FnMut(&Reactor) -> usize + 'static) -> Poller {
@@ -249,7 +255,14 @@ impl Reactor {
 
     /// Fault injection for tests: every `n`-th submission finds the submission queue full; 0 ends it.
     pub fn inject_sq_full(&self, n: u32) {
-        self.0.engine.inject_sq_full.set(n);
+        self.0.engine.inject_sq_full(n);
+    }
+
+    pub(crate) fn sim_engine(&self) -> Option<&SimEngine> {
+        match &self.0.engine {
+            Engine::Sim(e) => Some(e),
+            Engine::Uring(_) => None,
+        }
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -376,13 +389,18 @@ impl Future for Sleep {
 }
 
 impl Core {
-    pub(crate) fn new(o: &Options, shared: Arc<Shared>, peers: Vec<CoreHandle>, engine: Uring) -> io::Result<Reactor> {
+    pub(crate) fn build(
+        o: &Options,
+        shared: Arc<Shared>,
+        peers: Vec<CoreHandle>,
+        engine: Engine,
+    ) -> io::Result<Reactor> {
         let spin = match o.poll {
             PollMode::Busy => u64::MAX,
             PollMode::Adaptive { spin } => clock::ticks(spin),
         };
         let now = clock::rdtsc();
-        Ok(Reactor(Rc::new(Core {
+        let core = Reactor(Rc::new(Core {
             engine,
             ops: RefCell::new(OpSlab::new(o.ring.max_ops as usize)),
             made: RefCell::default(),
@@ -409,7 +427,12 @@ impl Core {
             stop: Cell::new(false),
             shared,
             peers,
-        })))
+        }));
+        if o.dma.register && core.0.engine.uring().is_some() {
+            let registrar = FixedBuffers::new(&core, core.0.dma.stats().limit / CHUNK);
+            core.0.dma.set_registrar(Some(Box::new(registrar)));
+        }
+        Ok(core)
     }
 }
 
@@ -760,6 +783,63 @@ impl Reactor {
         self.reap();
     }
 }
+
+/// Registers DMA chunks as fixed buffers of the reactor's ring.
+struct FixedBuffers {
+    core: Weak<Core>,
+    size: usize,
+    made: Cell<bool>,
+    next: Cell<u16>,
+    free: RefCell<Vec<u16>>,
+}
+
+impl FixedBuffers {
+    fn new(r: &Reactor, chunks: usize) -> Self {
+        FixedBuffers {
+            core: Rc::downgrade(&r.0),
+            size: chunks,
+            made: Cell::new(false),
+            next: Cell::new(0),
+            free: RefCell::default(),
+        }
+    }
+}
+
+impl MemRegistrar for FixedBuffers {
+    fn register(&self, addr: *mut u8, len: usize) -> io::Result<u32> {
+        let core = self.core.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+        let ring = core.engine.uring().ok_or(io::ErrorKind::Unsupported)?;
+        if !self.made.get() {
+            ring.make_buffer_table(self.size.min(MAX_FIXED) as u32)?;
+            self.made.set(true);
+        }
+        let key = match self.free.borrow_mut().pop() {
+            Some(k) => k,
+            None if (self.next.get() as usize) < self.size.min(MAX_FIXED) => self.next.replace(self.next.get() + 1),
+            None => return Err(io::Error::other("the table of fixed buffers is full")),
+        };
+        // SAFETY: pool memory stays mapped until the pool is dropped, and the kernel pins the pages besides.
+        match unsafe { ring.register_buffer(key, addr, len) } {
+            Ok(()) => Ok(key as u32),
+            Err(e) => {
+                self.free.borrow_mut().push(key);
+                Err(e)
+            }
+        }
+    }
+
+    fn unregister(&self, _: *mut u8, _: usize, key: u32) {
+        if let Some(core) = self.core.upgrade()
+            && let Some(ring) = core.engine.uring()
+            && ring.unregister_buffer(key as u16).is_ok()
+        {
+            self.free.borrow_mut().push(key as u16);
+        }
+    }
+}
+
+/// Entries of the kernel's table of fixed buffers, at most.
+const MAX_FIXED: usize = 1 << 14;
 
 /// The provided buffer that a completion carries.
 pub(crate) fn buffer_of(flags: u32) -> Option<u16> {

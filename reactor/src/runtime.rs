@@ -1,5 +1,6 @@
 //! Starting and stopping the reactor threads.
 
+use crate::engine::Engine;
 use crate::engine::uring::Uring;
 use crate::error::{StartError, explain_ring, too_old};
 use crate::options::Options;
@@ -67,11 +68,11 @@ impl Runtime {
                 Err(e) => failed = Some(StartError::Thread(e)),
             }
         }
-        if failed.is_some() && runtime.threads.len() < cores.len() {
-            // Those that started wait at the barrier for ever; without threads nothing works anyway.
+        if let Some(e) = failed {
+            // Those that started wait at the barrier for ever; where threads run out nothing works anyway.
             runtime.threads.clear();
             runtime.cores.clear();
-            return Err(failed.expect("just checked"));
+            return Err(e);
         }
         for _ in &cores {
             match reports.recv() {
@@ -178,7 +179,8 @@ fn setup(o: &Options, core: &CoreHandle, peers: Vec<CoreHandle>, spare: &[usize]
     })?;
     engine.limit_workers(o.workers, spare);
     core.0.ring_fd.store(engine.fd(), Ordering::Release);
-    Core::new(o, core.0.clone(), peers, engine).map_err(|e| StartError::Resource("address space for DMA memory", e))
+    let engine = Engine::Uring(Box::new(engine));
+    Core::build(o, core.0.clone(), peers, engine).map_err(|e| StartError::Resource("address space for DMA memory", e))
 }
 
 fn allowed_cpus() -> Vec<u32> {

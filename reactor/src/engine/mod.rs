@@ -1,8 +1,11 @@
 //! The seam between the reactor and what carries out its operations: io_uring, or a simulation of it.
 
 pub(crate) mod ops;
+mod seam;
+pub(crate) mod sim;
 pub(crate) mod uring;
 
+pub(crate) use seam::Engine;
 use std::os::fd::RawFd;
 
 /// One operation for the ring. Pointers must stay valid until its last completion (see [`Reactor::submit`](crate::Reactor::submit)).

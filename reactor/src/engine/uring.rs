@@ -245,14 +245,10 @@ impl Uring {
         self.rx.borrow_mut().grow()
     }
 
-    /// (slices provided, slices at most)
-    pub(crate) fn rx_slices(&self) -> (u16, u16) {
+    /// (slices provided, bytes of one)
+    pub(crate) fn rx_slices(&self) -> (usize, usize) {
         let rx = self.rx.borrow();
-        (rx.made, rx.entries)
-    }
-
-    pub(crate) fn rx_slice_len(&self) -> usize {
-        self.rx.borrow().slice
+        (rx.made as usize, rx.slice)
     }
 
     /// Registers `len` bytes at `addr` as fixed buffer `index`; the table must have been made before.

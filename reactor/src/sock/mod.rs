@@ -239,6 +239,9 @@ impl Sock {
     /// Takes over a connected stream socket. Nothing is received before [`start`](Self::start).
     pub fn from_fd(reactor: &Reactor, fd: OwnedFd, handler: Rc<dyn SockHandler>) -> io::Result<Sock> {
         use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        if reactor.0.engine.uring().is_none() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "a simulation has no sockets"));
+        }
         // A non-blocking socket would answer EAGAIN where the ring should wait.
         let flags = fcntl_getfl(&fd)?;
         if flags.contains(OFlags::NONBLOCK) {
@@ -497,7 +500,9 @@ impl Sock {
             }
             (_, libc::ENOBUFS) => {
                 // All slices are out. They come back before the turn ends: try again then, with more of them.
-                s.reactor.0.engine.rx_grow();
+                if let Some(e) = s.reactor.0.engine.uring() {
+                    e.rx_grow();
+                }
                 *s.want.borrow_mut() = Some(again);
                 self.mark();
             }
@@ -598,14 +603,14 @@ unsafe fn on_ring(ctx: *mut (), res: i32, flags: u32) {
     let sock = unsafe { take(ctx) };
     let s = &*sock.0;
     *s.rx.borrow_mut() = Rx::Idle;
-    let bid = buffer_of(flags);
+    let slice = s.reactor.0.engine.uring().zip(buffer_of(flags));
     if res > 0
-        && let Some(bid) = bid
+        && let Some((ring, bid)) = slice
     {
         match s.phase.get() {
             Phase::Open => {
                 // SAFETY: the slice belongs to this completion and is returned only after the callback.
-                let data = unsafe { s.reactor.0.engine.rx_slice(bid, res as usize) };
+                let data = unsafe { ring.rx_slice(bid, res as usize) };
                 sock.received(data.len(), flags, |h| h.on_recv(&sock, data));
             }
             _ => sock.mark(),
@@ -613,8 +618,8 @@ unsafe fn on_ring(ctx: *mut (), res: i32, flags: u32) {
     } else {
         sock.rx_ended(res, Next::Ring);
     }
-    if let Some(bid) = bid {
-        s.reactor.0.engine.rx_return(bid);
+    if let Some((ring, bid)) = slice {
+        ring.rx_return(bid);
     }
 }
 

@@ -241,7 +241,7 @@ mod tests {
     fn gather(msg: *const libc::msghdr) -> (usize, Vec<u8>) {
         // SAFETY: `begin` filled the header, and the queue still holds what it points to.
         unsafe {
-            let iov = std::slice::from_raw_parts((*msg).msg_iov, (*msg).msg_iovlen as usize);
+            let iov = std::slice::from_raw_parts((*msg).msg_iov, (*msg).msg_iovlen);
             let bytes = iov
                 .iter()
                 .flat_map(|v| std::slice::from_raw_parts(v.iov_base.cast::<u8>(), v.iov_len).to_vec())
