@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -147,6 +147,23 @@ unsafe fn on_accept(ctx: *mut (), res: i32, flags: u32) {
 fn socket(addr: SocketAddr) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     Ok(rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Sets `SO_PRIORITY`.
+pub fn set_priority(fd: impl AsFd, priority: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(priority).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes at `value`, which is that large.
+    let res = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PRIORITY,
+            std::ptr::from_ref(&value).cast(),
+            len,
+        )
+    };
+    if res == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A C socket address, large enough for both families.
