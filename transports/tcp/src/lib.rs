@@ -1,1 +1,31 @@
 //! NVMe/TCP transport of the NVMe-oF target.
+//!
+//! # The way of a connection
+//!
+//! An [`acceptor`] on core 0 accepts it; a [`greeter`] answers ICReq and reads the first command; [`Target::place`](longshore_nvmf::Target::place)
+//! names the core of its queue, and the descriptor moves there with the bytes of that command. There a `Conn` ties a `Sock`,
+//! which moves bytes, to a `Qpair`, which knows commands. It never moves again.
+//!
+//! # The way of a command
+//!
+//! `on_recv` → `Conn::take` → `capsule` takes a slot and asks `Qpair::begin` what the command needs:
+//! nothing, a buffer to read into, or data, which lies in the capsule or is asked for by R2T once the buffer is there.
+//! `Qpair::execute` runs it; `Conn::answer` queues data and response and frees the slot. Everything a turn queued goes out as
+//! one vectored send at its end.
+//!
+//! # What bounds it
+//!
+//! A slot per queue entry; a buffer before each R2T; one mebibyte queued to be sent, and no receive is armed beyond
+//! that; what was received already and cannot be taken is kept: one receive slice at most.
+
+mod acceptor;
+mod conn;
+mod core;
+mod greeter;
+mod options;
+mod receive;
+mod slot;
+mod transport;
+
+pub use options::TcpOptions;
+pub use transport::TcpTransport;

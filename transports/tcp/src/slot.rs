@@ -1,0 +1,99 @@
+//! What the wire knows about each request slot of a queue pair: where its data is.
+
+/// Where a slot is, as far as the wire is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Free, or the queue pair has it, or its capsule is still arriving.
+    Idle,
+    /// Waits for a buffer to read into.
+    BufferForRead,
+    /// Waits for a buffer, without which no R2T is sent.
+    BufferForData,
+    /// Waits for a buffer for in-capsule data; the connection stands still until then.
+    BufferForCapsule,
+    /// An R2T is out, data is arriving.
+    Data,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) phase: Phase,
+    /// A data digest did not match: the command fails once all its data is here.
+    pub(crate) bad: bool,
+    pub(crate) cid: u16,
+    /// Bytes asked for by R2T.
+    pub(crate) len: u32,
+    /// Bytes of them received.
+    pub(crate) got: u32,
+    /// When the R2T went out, or data last came.
+    pub(crate) stamp: u64,
+}
+
+const IDLE: Slot = Slot { phase: Phase::Idle, bad: false, cid: 0, len: 0, got: 0, stamp: 0 };
+
+/// The slots of one queue pair, by number.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    all: Box<[Slot]>,
+    /// Those in [`Phase::Data`].
+    awaiting: u32,
+}
+
+impl Slots {
+    pub(crate) fn new(n: u16) -> Slots {
+        Slots { all: vec![IDLE; n.into()].into(), awaiting: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn get(&mut self, slot: u16) -> Option<&mut Slot> {
+        self.all.get_mut(usize::from(slot))
+    }
+
+    pub(crate) fn phase(&self, slot: u16) -> Phase {
+        self.all.get(usize::from(slot)).map_or(Phase::Idle, |s| s.phase)
+    }
+
+    #[inline]
+    pub(crate) fn set_phase(&mut self, slot: u16, phase: Phase) {
+        if let Some(s) = self.all.get_mut(usize::from(slot)) {
+            self.awaiting += u32::from(phase == Phase::Data);
+            self.awaiting -= u32::from(s.phase == Phase::Data);
+            s.phase = phase;
+        }
+    }
+
+    /// The command in `slot` needs `len` bytes from the host.
+    pub(crate) fn expect(&mut self, slot: u16, cid: u16, len: u32) {
+        self.set_phase(slot, Phase::Idle);
+        if let Some(s) = self.get(slot) {
+            *s = Slot { cid, len, ..IDLE };
+        }
+    }
+
+    /// Whether a command's data has not come since `before`.
+    pub(crate) fn data_overdue(&self, before: u64) -> bool {
+        self.awaiting > 0 && self.all.iter().any(|s| s.phase == Phase::Data && s.stamp < before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_slots_that_wait_for_data_are_overdue() {
+        let mut s = Slots::new(2);
+        assert!(!s.data_overdue(u64::MAX));
+        s.expect(1, 7, 4096);
+        s.set_phase(1, Phase::Data);
+        s.get(1).unwrap().stamp = 100;
+        assert!(!s.data_overdue(100));
+        assert!(s.data_overdue(101));
+        s.set_phase(1, Phase::Idle);
+        assert!(!s.data_overdue(u64::MAX));
+        s.set_phase(1, Phase::Data);
+        s.expect(1, 8, 512);
+        assert!(!s.data_overdue(u64::MAX), "another command's");
+        assert_eq!((s.phase(1), s.phase(99)), (Phase::Idle, Phase::Idle));
+    }
+}
