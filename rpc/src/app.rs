@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use longshore_bdev::Registry as Bdevs;
+use longshore_reactor::CoreHandle;
+
 use crate::config::{self, Subsystem};
 use crate::error::{INTERNAL_ERROR, INVALID_STATE, METHOD_NOT_FOUND, Reply, RpcError};
 use crate::exec::Gate;
@@ -14,8 +17,8 @@ use crate::jsonrpc::Request;
 use crate::logging::Log;
 use crate::method::{Registry, When};
 use crate::methods;
-use crate::methods::notify::Notifications;
 use crate::methods::options::Options;
+use crate::recipes::Recipes;
 use crate::server::Dispatch;
 
 /// A boxed future of the RPC thread.
@@ -38,6 +41,10 @@ pub enum Phase {
 /// What whoever starts the server brings.
 #[derive(Default)]
 pub struct Parts {
+    /// The reactors.
+    pub cores: Vec<CoreHandle>,
+    /// The block devices.
+    pub bdevs: Arc<Bdevs>,
     /// Runs when initialisation begins, with the options set by then.
     pub on_init: Option<InitHook>,
     /// Log levels of the process.
@@ -56,8 +63,12 @@ pub struct App {
     pub subsystems: Vec<Subsystem>,
     /// Options that are stored here and dumped as they were set.
     pub options: Options,
-    /// What happened to block devices.
-    pub notifications: Notifications,
+    /// The reactors.
+    pub cores: Vec<CoreHandle>,
+    /// The block devices.
+    pub bdevs: Arc<Bdevs>,
+    /// How they were made.
+    pub recipes: Arc<Recipes>,
     /// Log levels.
     pub log: Log,
     phase: Mutex<Phase>,
@@ -74,7 +85,9 @@ impl App {
             registry: methods::all(),
             subsystems: methods::subsystems(),
             options: Options::default(),
-            notifications: Notifications::default(),
+            recipes: Recipes::attach(&parts.bdevs, &parts.cores),
+            cores: parts.cores,
+            bdevs: parts.bdevs,
             log: parts.log,
             phase: Mutex::new(Phase::Startup),
             ready: Gate::default(),

@@ -15,5 +15,6 @@ pub mod jsonrpc;
 pub mod logging;
 pub mod method;
 pub mod methods;
+pub mod recipes;
 pub mod server;
 pub mod socket;

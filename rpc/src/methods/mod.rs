@@ -1,10 +1,14 @@
 //! The methods, a file per subsystem.
 
+pub mod bdev;
+pub mod bdev_create;
+pub mod bdev_stat;
 pub mod framework;
 pub mod log;
 pub mod notify;
 pub mod options;
 pub mod sock;
+pub mod thread;
 
 use crate::config::Subsystem;
 use crate::method::Registry;
@@ -17,6 +21,10 @@ pub fn all() -> Registry {
     notify::declare(&mut registry);
     options::declare(&mut registry);
     sock::declare(&mut registry);
+    thread::declare(&mut registry);
+    bdev::declare(&mut registry);
+    bdev_create::declare(&mut registry);
+    bdev_stat::declare(&mut registry);
     registry
 }
 
@@ -30,14 +38,10 @@ pub fn subsystems() -> Vec<Subsystem> {
         Subsystem { name: "keyring", depends_on: none, dump: |_| Box::pin(async { Vec::new() }) },
         Subsystem { name: "fsdev", depends_on: none, dump: options::dump_fsdev },
         Subsystem { name: "accel", depends_on: &["iobuf"], dump: options::dump_accel },
-        Subsystem { name: "bdev", depends_on: &["accel", "keyring", "sock", "iobuf"], dump: bdev_dump },
+        Subsystem { name: "bdev", depends_on: &["accel", "keyring", "sock", "iobuf"], dump: bdev::dump },
         Subsystem { name: "nvmf", depends_on: &["bdev", "keyring", "sock", "accel", "iobuf"], dump: nvmf_dump },
         Subsystem { name: "iscsi", depends_on: &["sock", "bdev"], dump: options::dump_iscsi },
     ]
-}
-
-fn bdev_dump(app: std::sync::Arc<crate::app::App>) -> crate::app::Local<Vec<crate::config::Entry>> {
-    Box::pin(async move { vec![options::bdev_options(&app), options::raid_options(&app), options::hotplug(&app)] })
 }
 
 fn nvmf_dump(app: std::sync::Arc<crate::app::App>) -> crate::app::Local<Vec<crate::config::Entry>> {
