@@ -1,6 +1,6 @@
 //! What the methods work on: the state machine, the stored options and the handles to everything below.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -17,6 +17,7 @@ use crate::jsonrpc::Request;
 use crate::logging::Log;
 use crate::method::{Registry, When};
 use crate::methods;
+use crate::methods::bdev_stat::EnableHistogram;
 use crate::methods::options::Options;
 use crate::recipes::Recipes;
 use crate::server::Dispatch;
@@ -69,6 +70,8 @@ pub struct App {
     pub bdevs: Arc<Bdevs>,
     /// How they were made.
     pub recipes: Arc<Recipes>,
+    /// Latency histograms that are on, by device, as they were asked for.
+    pub(crate) histograms: Mutex<BTreeMap<String, EnableHistogram>>,
     /// Log levels.
     pub log: Log,
     phase: Mutex<Phase>,
@@ -85,6 +88,7 @@ impl App {
             registry: methods::all(),
             subsystems: methods::subsystems(),
             options: Options::default(),
+            histograms: Mutex::default(),
             recipes: Recipes::attach(&parts.bdevs, &parts.cores),
             cores: parts.cores,
             bdevs: parts.bdevs,

@@ -129,7 +129,7 @@ fn describe(app: &App, node: &BdevNode) -> Value {
         out["md_interleave"] = json!(geometry.md_interleave);
         out["dif_type"] = json!(0);
     }
-    out["assigned_rate_limits"] = bdev_stat::limits(app, node);
+    out["assigned_rate_limits"] = bdev_stat::limits(node);
     let claim = node.claim();
     out["claimed"] = json!(claim.is_some());
     if let Some(claim) = claim {
