@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use longshore_bdev::Registry as Bdevs;
+use longshore_bdev::{CoreState, Registry as Bdevs};
 use longshore_reactor::CoreHandle;
 
 use crate::config::{self, Subsystem};
@@ -69,7 +69,7 @@ pub struct App {
     /// The block devices.
     pub bdevs: Arc<Bdevs>,
     /// How they were made.
-    pub recipes: Arc<Recipes>,
+    pub recipes: Recipes,
     /// Latency histograms that are on, by device, as they were asked for.
     pub(crate) histograms: Mutex<BTreeMap<String, EnableHistogram>>,
     /// Log levels.
@@ -89,7 +89,7 @@ impl App {
             subsystems: methods::subsystems(),
             options: Options::default(),
             histograms: Mutex::default(),
-            recipes: Recipes::attach(&parts.bdevs, &parts.cores),
+            recipes: Recipes::default(),
             cores: parts.cores,
             bdevs: parts.bdevs,
             log: parts.log,
@@ -129,6 +129,17 @@ impl App {
         *App::lock(&self.phase) = Phase::Runtime;
         self.ready.open();
         Ok(())
+    }
+
+    /// Gives up every device, layers first. For the end of the process, before the reactors stop.
+    pub async fn shutdown(self: &Arc<App>) {
+        self.save_to(None);
+        for node in self.bdevs.list().iter().rev() {
+            let _ = self.bdevs.unregister_node(node).await;
+        }
+        for core in &self.cores {
+            let _ = core.call(|_| CoreState::shutdown()).await;
+        }
     }
 
     /// Waits until initialisation is over.

@@ -10,7 +10,7 @@ use crate::app::{App, Local};
 use crate::config::Entry;
 use crate::error::{EINVAL, ENODEV, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
-use crate::methods::{bdev_stat, options};
+use crate::methods::{bdev_layer, bdev_stat, options};
 use crate::params;
 
 impl From<BdevError> for RpcError {
@@ -41,7 +41,10 @@ pub(super) fn declare(registry: &mut Registry) {
             .doc("Block devices and what they can do.")
             .result("array of devices")
             .error(-ENODEV, "No such device")
-            .example(json!({"name": "Malloc0"}), json!([{"name": "Malloc0", "product_name": "Malloc disk", "block_size": 512, "num_blocks": 2048}])),
+            .example(
+                json!({"name": "Malloc0"}),
+                json!([{"name": "Malloc0", "product_name": "Malloc disk", "block_size": 512, "num_blocks": 2048}]),
+            ),
     );
     registry.add(
         Method::new("bdev_examine", When::Runtime, examine)
@@ -51,7 +54,8 @@ pub(super) fn declare(registry: &mut Registry) {
             .error(-ENODEV, "No such device"),
     );
     registry.add(
-        Method::bare("bdev_wait_for_examine", When::Runtime, "bdev_wait_for_examine requires no parameters", |_| async {
+        Method::bare("bdev_wait_for_examine", When::Runtime, "bdev_wait_for_examine requires no parameters", |app| async move {
+            app.bdevs.wait_for_examine().await;
             Ok(json!(true))
         })
         .doc("Answers when every device has been examined. Here that is done before the call that made the device is answered."),
@@ -83,17 +87,18 @@ async fn get_bdevs(app: Arc<App>, p: GetBdevs) -> Reply {
 }
 
 async fn examine(app: Arc<App>, p: Name) -> Reply {
-    if App::lock(&app.options.bdev).bdev_auto_examine {
-        return Err(RpcError::errno_because(EINVAL, "bdev_auto_examine is on: every device was examined when it came"));
-    }
-    let node = find(&app, &p.name)?;
-    app.recipes.arrived(&app.bdevs, &node);
+    app.bdevs.allow_examine(&p.name)?;
     Ok(json!(true))
 }
 
 fn numa_of(bdevs: &Bdevs, node: &BdevNode, depth: u8) -> bool {
     node.device().product_name() == longshore_bdev::malloc::PRODUCT_NAME
-        || depth > 0 && node.device().base_names().iter().any(|base| bdevs.find(base).is_some_and(|base| numa_of(bdevs, &base, depth - 1)))
+        || depth > 0
+            && node
+                .device()
+                .base_names()
+                .iter()
+                .any(|base| bdevs.find(base).is_some_and(|base| numa_of(bdevs, &base, depth - 1)))
 }
 
 fn claim_name(kind: ClaimKind) -> &'static str {
@@ -144,22 +149,33 @@ fn describe(app: &App, node: &BdevNode) -> Value {
         "compare_and_write": can(Op::CompareAndWrite), "abort": true, "seek_hole": false, "seek_data": false, "copy": can(Op::Copy),
         "nvme_iov_md": false, "nvme_nssr": false, "write_uncorrectable": false,
     });
-    out["driver_specific"] = app.recipes.find(node.name()).map_or_else(|| json!({}), |recipe| recipe.driver_specific(&app.bdevs));
+    let layer = bdev_layer::driver_specific(node);
+    out["driver_specific"] =
+        layer.or_else(|| Some(app.recipes.find(node.name())?.driver_specific())).unwrap_or_else(|| json!({}));
     out
 }
+
+/// Place of NVMe controllers among the modules of a dump: after null devices, before files.
+const NVME: u8 = 7;
 
 /// Everything about block devices, in the order in which a client expects it.
 pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
     Box::pin(async move {
         let mut out = vec![options::bdev_options(&app)];
+        let allowed = app.bdevs.examine_allowed();
+        out.extend(allowed.iter().map(|name| Entry::new("bdev_examine", json!({"name": name}))));
+        let mut modules = bdev_layer::dump(&app);
+        modules.push((2, options::raid_options(&app)));
         let mut recipes = app.recipes.all();
         recipes.sort_by_key(|recipe| recipe.kind);
-        let layers = recipes.iter().take_while(|recipe| recipe.base.is_some()).count();
-        let entry = |recipe: &crate::recipes::Recipe| Entry::new(recipe.kind.method(), recipe.dump(&app.bdevs));
-        out.extend(recipes[..layers].iter().map(entry));
-        out.push(options::raid_options(&app));
-        out.extend(recipes[layers..].iter().map(entry));
-        out.push(options::hotplug(&app));
+        modules.extend(
+            recipes
+                .iter()
+                .map(|recipe| (4 + recipe.kind as u8 * 2, Entry::new(recipe.kind.method(), recipe.dump(&app.bdevs)))),
+        );
+        modules.push((NVME, options::hotplug(&app)));
+        modules.sort_by_key(|(place, _)| *place);
+        out.extend(modules.into_iter().map(|(_, entry)| entry));
         out.extend(bdev_stat::dump(&app));
         out.push(Entry::One(crate::config::Call { method: "bdev_wait_for_examine", params: None }));
         out

@@ -94,20 +94,13 @@ params! {
     }
 }
 
-params! {
-    struct PassthruCreate {
-        /// Name of the device beneath; it may come later.
-        base_bdev_name: String,
-        /// Name.
-        name: String,
-        /// UUID; without it one derived from the device beneath.
-        uuid: Option<Uuid>,
-    }
-}
-
 pub(super) fn declare(registry: &mut Registry) {
     let create = |method: Method| {
-        method.changes().result("name of the device").error(-EEXIST, "File exists").error(-EINVAL, "Invalid argument: `data` says which")
+        method
+            .changes()
+            .result("name of the device")
+            .error(-EEXIST, "File exists")
+            .error(-EINVAL, "Invalid argument: `data` says which")
     };
     registry.add(
         create(Method::new("bdev_malloc_create", When::Runtime, malloc_create))
@@ -120,11 +113,6 @@ pub(super) fn declare(registry: &mut Registry) {
             .example(json!({"name": "Null0", "num_blocks": 131072, "block_size": 512}), json!("Null0")),
     );
     registry.add(
-        create(Method::new("bdev_passthru_create", When::Runtime, passthru_create))
-            .doc("Makes a device that passes everything to the one beneath. If that is not there yet, the device is made when it comes.")
-            .example(json!({"name": "PT0", "base_bdev_name": "Malloc0"}), json!("PT0")),
-    );
-    registry.add(
         Method::new("bdev_null_resize", When::Runtime, null_resize)
             .doc("Grows a null device. Hosts are told.")
             .changes()
@@ -132,7 +120,7 @@ pub(super) fn declare(registry: &mut Registry) {
             .error(-EINVAL, "Invalid argument")
             .example(json!({"name": "Null0", "new_size": 128}), json!(true)),
     );
-    for (name, kind) in [("bdev_malloc_delete", Kind::Malloc), ("bdev_null_delete", Kind::Null), ("bdev_passthru_delete", Kind::Passthru)] {
+    for (name, kind) in [("bdev_malloc_delete", Kind::Malloc), ("bdev_null_delete", Kind::Null)] {
         registry.add(deletion(name, kind));
     }
 }
@@ -151,16 +139,13 @@ async fn delete(app: Arc<App>, kind: Kind, name: String) -> Reply {
         Some(recipe) if recipe.kind == kind => {}
         _ => return Err(BdevError::NotFound(name).into()),
     }
-    // Forgotten first: an examiner must not make it again meanwhile.
+    app.bdevs.unregister(&name).await?;
     app.recipes.forget(&name);
-    if app.bdevs.find(&name).is_some() {
-        app.bdevs.unregister(&name).await?;
-    }
     Ok(json!(true))
 }
 
 /// The recipe's form of decoded parameters: in the order of the dump, with a place for the UUID.
-pub(super) fn recipe(kind: Kind, name: &str, base: Option<&str>, uuid: Option<Uuid>, params: &impl Params, order: &[&str]) -> Recipe {
+pub(super) fn recipe(kind: Kind, name: &str, uuid: Option<Uuid>, params: &impl Params, order: &[&str]) -> Recipe {
     let values = params.to_value();
     let value_of = |key: &str| match key {
         "name" => json!(name),
@@ -168,7 +153,7 @@ pub(super) fn recipe(kind: Kind, name: &str, base: Option<&str>, uuid: Option<Uu
         _ => values.get(key).cloned().unwrap_or(Value::Null),
     };
     let params = order.iter().map(|key| (key.to_string(), value_of(key))).collect();
-    Recipe { kind, name: name.to_string(), base: base.map(str::to_string), uuid, params }
+    Recipe { kind, name: name.to_string(), uuid, params }
 }
 
 fn wrong(what: String) -> RpcError {
@@ -202,10 +187,25 @@ async fn malloc_create(app: Arc<App>, p: MallocCreate) -> Reply {
         ..Geometry::plain(block_size, p.num_blocks)
     };
     let name = p.name.clone().unwrap_or_else(|| app.bdevs.free_name("Malloc"));
-    let mut recipe = recipe(Kind::Malloc, &name, None, p.uuid, &p, &[
-        "name", "num_blocks", "block_size", "physical_block_size", "uuid", "optimal_io_boundary", "md_size", "dif_type",
-        "dif_is_head_of_md", "dif_pi_format", "numa_id",
-    ]);
+    let mut recipe = recipe(
+        Kind::Malloc,
+        &name,
+        p.uuid,
+        &p,
+        &[
+            "name",
+            "num_blocks",
+            "block_size",
+            "physical_block_size",
+            "uuid",
+            "optimal_io_boundary",
+            "md_size",
+            "dif_type",
+            "dif_is_head_of_md",
+            "dif_pi_format",
+            "numa_id",
+        ],
+    );
     recipe.params.insert("physical_block_size".into(), json!(physical));
     if interleave {
         recipe.params.insert("md_interleave".into(), json!(true));
@@ -217,7 +217,10 @@ async fn malloc_create(app: Arc<App>, p: MallocCreate) -> Reply {
 async fn null_create(app: Arc<App>, p: NullCreate) -> Reply {
     check_size("the data in a block (block_size less md_size)", p.block_size.saturating_sub(p.md_size))?;
     let physical = p.physical_block_size.unwrap_or(p.block_size);
-    check_size("physical_block_size", physical.saturating_sub(if p.physical_block_size.is_none() { p.md_size } else { 0 }))?;
+    check_size(
+        "physical_block_size",
+        physical.saturating_sub(if p.physical_block_size.is_none() { p.md_size } else { 0 }),
+    )?;
     if p.num_blocks == 0 {
         return Err(wrong("num_blocks is 0".into()));
     }
@@ -232,11 +235,28 @@ async fn null_create(app: Arc<App>, p: NullCreate) -> Reply {
         preferred_unmap_alignment: p.preferred_unmap_alignment,
         ..Geometry::plain(p.block_size, p.num_blocks)
     };
-    let mut recipe = recipe(Kind::Null, &p.name, None, p.uuid, &p, &[
-        "name", "num_blocks", "block_size", "physical_block_size", "md_size", "dif_type", "dif_is_head_of_md", "dif_pi_format", "uuid",
-        "preferred_write_granularity", "preferred_write_alignment", "optimal_write_size", "preferred_unmap_granularity",
-        "preferred_unmap_alignment",
-    ]);
+    let mut recipe = recipe(
+        Kind::Null,
+        &p.name,
+        p.uuid,
+        &p,
+        &[
+            "name",
+            "num_blocks",
+            "block_size",
+            "physical_block_size",
+            "md_size",
+            "dif_type",
+            "dif_is_head_of_md",
+            "dif_pi_format",
+            "uuid",
+            "preferred_write_granularity",
+            "preferred_write_alignment",
+            "optimal_write_size",
+            "preferred_unmap_granularity",
+            "preferred_unmap_alignment",
+        ],
+    );
     if p.md_size == 0 {
         recipe.params.insert("physical_block_size".into(), json!(physical));
     }
@@ -250,7 +270,10 @@ async fn null_resize(app: Arc<App>, p: NullResize) -> Reply {
         return Err(BdevError::NotFound(p.name).into());
     }
     let block = u64::from(node.geometry().block_size);
-    let bytes = p.new_size.checked_mul(1 << 20).ok_or_else(|| wrong(format!("new_size is {} MiB, which is too much", p.new_size)))?;
+    let bytes = p
+        .new_size
+        .checked_mul(1 << 20)
+        .ok_or_else(|| wrong(format!("new_size is {} MiB, which is too much", p.new_size)))?;
     if bytes % block != 0 || bytes / block < node.num_blocks() {
         return Err(wrong(format!(
             "new_size is {} MiB; it is a whole number of blocks of {block} bytes and not less than the {} blocks of now",
@@ -260,10 +283,4 @@ async fn null_resize(app: Arc<App>, p: NullResize) -> Reply {
     }
     app.bdevs.resized(&node, bytes / block);
     Ok(json!(true))
-}
-
-async fn passthru_create(app: Arc<App>, p: PassthruCreate) -> Reply {
-    let recipe = recipe(Kind::Passthru, &p.name, Some(&p.base_bdev_name), p.uuid, &p, &["base_bdev_name", "name", "uuid"]);
-    app.recipes.make_layer(&app.bdevs, recipe)?;
-    Ok(json!(p.name))
 }

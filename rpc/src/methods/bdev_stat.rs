@@ -98,7 +98,10 @@ pub(super) fn declare(registry: &mut Registry) {
             .result("{tick_rate, ticks, bdevs[]}, or {tick_rate, ticks, name, channels[]} with per_channel")
             .error(-ENODEV, "No such device")
             .error(-EINVAL, "per_channel without exactly one name")
-            .example(json!({"names": ["Malloc0"]}), json!({"tick_rate": 2700000000u64, "ticks": 13438677125032u64, "bdevs": []})),
+            .example(
+                json!({"names": ["Malloc0"]}),
+                json!({"tick_rate": 2700000000u64, "ticks": 13438677125032u64, "bdevs": []}),
+            ),
     );
     registry.add(
         Method::new("bdev_reset_iostat", When::Runtime, reset_iostat)
@@ -159,13 +162,20 @@ fn counters(node: &BdevNode, stats: &StatSnapshot) -> Map<String, Value> {
         out.insert(format!("max_{what}_latency_ticks"), json!(op.max_ticks));
         out.insert(format!("min_{what}_latency_ticks"), json!(least));
     }
-    out.insert("io_error".into(), Value::Object(stats.errors.iter().map(|(status, n)| (status.to_string(), json!(n))).collect()));
+    out.insert(
+        "io_error".into(),
+        Value::Object(stats.errors.iter().map(|(status, n)| (status.to_string(), json!(n))).collect()),
+    );
     out
 }
 
 async fn get_iostat(app: Arc<App>, p: GetIostat) -> Reply {
     let names = p.names.into_iter().flatten().chain(p.name).collect::<Vec<_>>();
-    let nodes = if names.is_empty() { app.bdevs.list() } else { names.iter().map(|name| find(&app, name)).collect::<Result<_, _>>()? };
+    let nodes = if names.is_empty() {
+        app.bdevs.list()
+    } else {
+        names.iter().map(|name| find(&app, name)).collect::<Result<_, _>>()?
+    };
     let mut out = json!({"tick_rate": tick_rate(), "ticks": rdtsc()});
     if p.per_channel {
         let [node] = nodes.as_slice() else {
@@ -243,10 +253,15 @@ async fn enable_histogram(app: Arc<App>, p: EnableHistogram) -> Reply {
     let node = find(&app, &p.name)?;
     let op = match p.opc.as_deref() {
         None => None,
-        Some(name) => Some(op_of(name).ok_or_else(|| RpcError::new(INTERNAL_ERROR, "Invalid Io type").because(format!("'{name}'")))?),
+        Some(name) => Some(
+            op_of(name).ok_or_else(|| RpcError::new(INTERNAL_ERROR, "Invalid Io type").because(format!("'{name}'")))?,
+        ),
     };
     if p.granularity.is_some_and(|g| u32::from(g) != Histogram::GRANULARITY) {
-        return Err(RpcError::errno_because(EINVAL, format!("granularity is {}; only that is built", Histogram::GRANULARITY)));
+        return Err(RpcError::errno_because(
+            EINVAL,
+            format!("granularity is {}; only that is built", Histogram::GRANULARITY),
+        ));
     }
     let _ = node.enable_histogram(p.enable, op).await;
     let mut histograms = App::lock(&app.histograms);
@@ -267,7 +282,8 @@ fn range_of(nanoseconds: u64) -> usize {
 async fn get_histogram(app: Arc<App>, p: Name) -> Reply {
     let node = find(&app, &p.name)?;
     let Some(sum) = node.histogram() else {
-        return Err(RpcError::new(INTERNAL_ERROR, strerror(14)).because("the histogram is not enabled: call bdev_enable_histogram first"));
+        return Err(RpcError::new(INTERNAL_ERROR, strerror(14))
+            .because("the histogram is not enabled: call bdev_enable_histogram first"));
     };
     let (least, most) = App::lock(&app.histograms).get(node.name()).map_or((None, None), |p| (p.min_nsec, p.max_nsec));
     let low = range_of(least.unwrap_or(1_000));
@@ -308,7 +324,10 @@ async fn set_qos(app: Arc<App>, p: QosLimit) -> Reply {
     let most = u64::MAX >> 20;
     let rates = [p.rw_mbytes_per_sec, p.r_mbytes_per_sec, p.w_mbytes_per_sec];
     if let Some(rate) = rates.into_iter().flatten().find(|rate| *rate > most) {
-        return Err(RpcError::errno_because(EINVAL, format!("{rate} MiB/s is too much; leave the limit out or give 0 for none")));
+        return Err(RpcError::errno_because(
+            EINVAL,
+            format!("{rate} MiB/s is too much; leave the limit out or give 0 for none"),
+        ));
     }
     let _ = node.set_qos(update).await;
     Ok(json!(true))
@@ -341,7 +360,10 @@ pub(super) fn dump(app: &App) -> Vec<Entry> {
         }
         if node.histogram().is_some() {
             let set = App::lock(&app.histograms).get(node.name()).map(Params::to_value);
-            out.push(Entry::new("bdev_enable_histogram", set.unwrap_or_else(|| json!({"name": node.name(), "enable": true}))));
+            out.push(Entry::new(
+                "bdev_enable_histogram",
+                set.unwrap_or_else(|| json!({"name": node.name(), "enable": true})),
+            ));
         }
     }
     out

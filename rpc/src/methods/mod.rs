@@ -2,6 +2,7 @@
 
 pub mod bdev;
 pub mod bdev_create;
+pub mod bdev_layer;
 pub mod bdev_stat;
 pub mod framework;
 pub mod log;
@@ -24,6 +25,7 @@ pub fn all() -> Registry {
     thread::declare(&mut registry);
     bdev::declare(&mut registry);
     bdev_create::declare(&mut registry);
+    bdev_layer::declare(&mut registry);
     bdev_stat::declare(&mut registry);
     registry
 }

@@ -27,7 +27,10 @@ pub(super) fn declare(registry: &mut Registry) {
     registry.add(
         Method::new("notify_get_notifications", When::Runtime, |app, p: Get| async move {
             let events = app.bdevs.notifications.since(p.id, usize::try_from(p.max).unwrap_or(usize::MAX));
-            Ok(events.iter().map(|event| json!({"type": event.kind, "ctx": event.ctx, "id": event.id})).collect::<Value>())
+            Ok(events
+                .iter()
+                .map(|event| json!({"type": event.kind, "ctx": event.ctx, "id": event.id}))
+                .collect::<Value>())
         })
         .doc("Events from a number on. The last 1024 are kept.")
         .refusal(Refusal::ARGUMENT)

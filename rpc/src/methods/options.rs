@@ -378,7 +378,7 @@ async fn set_bdev(app: Arc<App>, p: BdevOptions) -> Reply {
         let message = format!("Pool size {} too small for cache size {}", p.bdev_io_pool_size, p.bdev_io_cache_size);
         return Err(RpcError::new(INVALID_PARAMS, message));
     }
-    app.recipes.auto_examine.store(p.bdev_auto_examine, std::sync::atomic::Ordering::Relaxed);
+    app.bdevs.set_auto_examine(p.bdev_auto_examine);
     *App::lock(&app.options.bdev) = p;
     Ok(json!(true))
 }

@@ -36,9 +36,14 @@ pub(super) fn declare(registry: &mut Registry) {
             .result("{tick_rate, threads[{name, id, active_pollers[], timed_pollers[], paused_pollers[]}]}"),
     );
     registry.add(
-        Method::bare("thread_get_io_channels", When::Runtime, "'thread_get_io_channels' requires no arguments", channels)
-            .doc("The block devices that are open on each core.")
-            .result("{tick_rate, threads[{name, io_channels[{name, ref}]}]}"),
+        Method::bare(
+            "thread_get_io_channels",
+            When::Runtime,
+            "'thread_get_io_channels' requires no arguments",
+            channels,
+        )
+        .doc("The block devices that are open on each core.")
+        .result("{tick_rate, threads[{name, io_channels[{name, ref}]}]}"),
     );
     registry.add(
         Method::bare("iobuf_get_stats", When::Runtime, "iobuf_get_stats requires no parameters", buffers)
