@@ -406,6 +406,16 @@ impl DmaBuf {
         Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) })
     }
 
+    /// As [`get_mut`](Self::get_mut), where `other` may be the one other reference to the same memory.
+    #[inline]
+    pub fn get_mut_with<'a>(&'a mut self, other: &'a mut DmaBuf) -> Option<&'a mut [u8]> {
+        if !std::ptr::eq(self.block(), other.block()) || self.block().refs.get() != 2 || self.block().chunk == FOREIGN {
+            return None;
+        }
+        // SAFETY: these two are the only references to the block, and both are borrowed for as long as the slice lives.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) })
+    }
+
     /// Whether nobody else refers to the same memory.
     #[inline]
     pub fn is_unique(&self) -> bool {

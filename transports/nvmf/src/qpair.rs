@@ -305,7 +305,14 @@ impl Qpair {
     /// Runs `f` on the bytes of the command's buffer. `None` if it has none, or a clone of it is still held.
     #[inline]
     pub fn with_buffer<T>(&self, slot: u16, f: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
-        self.slots[usize::from(slot)].borrow_mut().buf.as_mut()?.get_mut().map(f)
+        let mut r = self.slots[usize::from(slot)].borrow_mut();
+        let buf = r.buf.as_mut()?;
+        if buf.is_unique() {
+            return buf.get_mut().map(f);
+        }
+        // The queue pair's own buffer: it keeps a reference to find it again.
+        let mut own = self.reserve.borrow_mut();
+        buf.get_mut_with(own.as_mut()?).map(f)
     }
 
     /// The response was queued: the slot may be used again.
