@@ -2,7 +2,7 @@
 //!
 //! # The way of a connection
 //!
-//! An [`acceptor`] on core 0 accepts it; a [`greeter`] answers ICReq and reads the first command; [`Target::place`](longshore_nvmf::Target::place)
+//! An acceptor on core 0 takes it; a greeter answers ICReq and reads the first command; [`Target::place`](longshore_nvmf::Target::place)
 //! names the core of its queue, and the descriptor moves there with the bytes of that command. There a `Conn` ties a `Sock`,
 //! which moves bytes, to a `Qpair`, which knows commands. It never moves again.
 //!

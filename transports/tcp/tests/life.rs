@@ -5,7 +5,7 @@ mod world;
 
 use host::*;
 use longshore_nvmf::TargetError;
-use longshore_reactor::{OpKind, Options, RingOptions};
+use longshore_reactor::{DmaOptions, OpKind, Options, RingOptions};
 use longshore_tcp::TcpOptions;
 use std::io::{BufRead, Read, Write};
 use std::time::{Duration, Instant};
@@ -316,4 +316,59 @@ fn damaged_streams_harm_nobody_else() {
     }
     assert!(io.read(1000, 4096).data == data);
     assert!(Host::admin(w.addr, Ic::default(), NQN).property_get(0x1c, false).status.is_ok());
+}
+
+#[test]
+fn writes_and_reads_wait_for_buffers_and_none_is_lost() {
+    let dma = DmaOptions { max_bytes: 6 << 20, ..DmaOptions::default() };
+    let runtime = Options { cores: vec![0], pin: false, dma, ..Options::default() };
+    let w = Setup { runtime, ..Setup::default() }.start();
+    let (_admin, mut io) = queues(&w, Ic::default());
+    let (_admin2, mut other) = queues(&w, Ic::default());
+    const N: usize = 100;
+    let data: Vec<Vec<u8>> = (0..N).map(|i| pattern(i as u64, if i % 3 == 0 { 8192 } else { 131_072 })).collect();
+    let mut all = Vec::new();
+    let mut first = None;
+    for (i, d) in data.iter().enumerate() {
+        let sqe = io.rw_sqe(1, i as u64 * 256, (d.len() / 512) as u32, d.len() as u32);
+        first.get_or_insert(sqe.cid.get());
+        all.extend_from_slice(&io.capsule(&sqe, &[]));
+    }
+    let first = first.unwrap();
+    io.send(&all);
+    // Meanwhile all memory is promised; what the other host's queue has for itself keeps it going.
+    for i in 0..20 {
+        let d = pattern(1000 + i, 4096);
+        assert!(other.write(60_000, &d).status.is_ok());
+        assert!(other.read(60_000, 4096).data == d);
+        assert!(other.write_in_capsule(61_000, &d).status.is_ok());
+        assert!(other.read(61_000, 4096).data == d);
+    }
+    let mut ended = 0;
+    while ended < N {
+        let p = io.pdu();
+        match p.kind {
+            R2T => {
+                let (cid, ttag) = (p.u16(8), p.u16(10));
+                let d = &data[usize::from(cid - first)];
+                // In pieces small enough to be copied, and others large enough to be received directly.
+                let step = if cid % 2 == 0 { 4096 } else { 32768 };
+                let mut out = Vec::new();
+                for (k, part) in d.chunks(step).enumerate() {
+                    let last = (k + 1) * step >= d.len();
+                    out.extend_from_slice(&io.h2c_data(cid, ttag, (k * step) as u32, part, last));
+                }
+                io.send(&out);
+            }
+            _ => {
+                assert!(p.cqe().status().is_ok());
+                ended += 1;
+            }
+        }
+    }
+    let waits: u64 = w.cores()[0].call(|r| r.dma().stats().classes.iter().map(|c| c.waits).sum()).wait().unwrap();
+    assert!(waits > 0, "nothing had to wait");
+    for (i, d) in data.iter().enumerate() {
+        assert!(io.read(i as u64 * 256, d.len()).data == *d, "write {i}");
+    }
 }
