@@ -441,6 +441,27 @@ impl CoreState {
         &self.pool
     }
 
+    /// Shows the device's words of the request `id`, if that use of it is still in flight.
+    pub(crate) fn with_inflight<R>(&self, id: IoId, f: impl FnOnce(&mut [u64; 2]) -> R) -> Option<R> {
+        let p = self.pool.find(id)?;
+        // SAFETY: the slot is initialised and never moves. Its holder is not running, for this is the core's thread and the
+        // caller is not a device's submit or completion of this very request; so nobody else looks at the words.
+        Some(f(unsafe { &mut (*p.as_ptr()).words }))
+    }
+
+    /// As [`with_inflight`](CoreState::with_inflight), for every request that is handed out.
+    pub(crate) fn each_inflight(&self, mut f: impl FnMut(&mut [u64; 2])) {
+        for i in 0..self.pool.fresh.get() {
+            // SAFETY: slots below `fresh` are initialised and never move; as above for the access.
+            unsafe {
+                let p = self.pool.base.add(i as usize);
+                if p.as_ref().state == State::Owned {
+                    f(&mut (*p.as_ptr()).words);
+                }
+            }
+        }
+    }
+
     /// True if the use of a request named by `id` is still in flight.
     pub fn is_inflight(&self, id: IoId) -> bool {
         self.pool.find(id).is_some()

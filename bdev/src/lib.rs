@@ -45,6 +45,7 @@ pub mod error;
 pub mod malloc;
 pub mod null;
 pub mod passthru;
+pub mod uring;
 
 pub use base::{Base, derived_uuid};
 pub use channel::{Channel, Inflight};

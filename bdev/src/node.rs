@@ -80,6 +80,12 @@ pub struct BdevNode {
     state: Mutex<NodeState>,
 }
 
+impl std::fmt::Debug for BdevNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BdevNode").field("name", &self.name).field("blocks", &self.num_blocks()).finish()
+    }
+}
+
 impl BdevNode {
     pub(crate) fn new(name: String, uuid: Uuid, dev: Arc<dyn Bdev>) -> Arc<BdevNode> {
         let geometry = dev.geometry();

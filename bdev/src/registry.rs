@@ -234,6 +234,17 @@ impl Registry {
         Ok(())
     }
 
+    /// [`unregister`](Registry::unregister) for a device of kind `D`.
+    ///
+    /// # Errors
+    /// No such device, or it is of another kind.
+    pub async fn delete<D: Bdev>(self: &Arc<Self>, name: &str) -> Result<(), BdevError> {
+        match self.find(name) {
+            Some(node) if node.device().as_any().is::<D>() => self.unregister_node(&node).await,
+            _ => Err(BdevError::NotFound(name.to_owned())),
+        }
+    }
+
     /// Begins to remove a device: its names are free and holders are told when this returns. The receiver fires when the last
     /// of them let go. `None` if it is already being removed.
     pub fn remove(&self, node: &Arc<BdevNode>) -> Option<oneshot::Receiver<()>> {

@@ -200,6 +200,20 @@ pub struct Completion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OpId(pub(crate) u64);
 
+impl OpId {
+    /// As a word, to be kept where there is room for one.
+    #[inline]
+    pub fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// Back from [`raw`](OpId::raw). Any other number names nothing.
+    #[inline]
+    pub fn from_raw(raw: u64) -> OpId {
+        OpId(raw)
+    }
+}
+
 /// More completions of the same multishot operation follow.
 pub const CQE_F_MORE: u32 = 1 << 1;
 /// The socket holds more data.

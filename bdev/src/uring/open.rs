@@ -1,0 +1,168 @@
+//! Opening a file or block device: direct I/O where there is any, block size, size.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+
+use super::Options;
+use super::lock::{self, FileLock};
+use crate::registry::BdevError;
+
+/// An open file or block device, shared by the cores.
+pub(super) struct Medium {
+    fd: OwnedFd,
+    flags: OFlags,
+    pub(super) direct: bool,
+    pub(super) block_device: bool,
+    pub(super) block_size: u32,
+    /// Memory of direct I/O is aligned to this many bytes.
+    pub(super) mem_align: u32,
+    /// Fewer blocks are allocated than the size says.
+    pub(super) sparse: bool,
+    pub(super) health: Health,
+    _lock: Arc<FileLock>,
+}
+
+/// What the cores learn about the medium as they use it.
+#[derive(Default)]
+pub(super) struct Health {
+    /// A sync failed: what was acknowledged before may be lost, so no later sync may claim success.
+    poisoned: AtomicBool,
+    /// The file system cannot punch holes.
+    pub(super) no_punch: AtomicBool,
+    /// The file system cannot zero ranges.
+    pub(super) no_zero: AtomicBool,
+}
+
+impl Health {
+    pub(super) fn poisoned(&self) -> bool {
+        self.poisoned.load(Relaxed)
+    }
+
+    /// True for the first who says so.
+    pub(super) fn poison(&self) -> bool {
+        !self.poisoned.swap(true, Relaxed)
+    }
+}
+
+fn direct_alignment(fd: &OwnedFd) -> Option<(u32, u32)> {
+    // SAFETY: an all-zero statx buffer is valid, the path is empty and terminated, and the call only fills the buffer.
+    let st = unsafe {
+        let mut st: libc::statx = std::mem::zeroed();
+        let r = libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut st);
+        (r == 0).then_some(st)?
+    };
+    (st.stx_mask & libc::STATX_DIOALIGN != 0).then_some((st.stx_dio_mem_align, st.stx_dio_offset_align))
+}
+
+impl Medium {
+    pub(super) fn open(o: &Options) -> Result<Medium, BdevError> {
+        let path = Path::new(&o.filename);
+        let lock = lock::lock(path, o.readonly)?;
+        let rw = if o.readonly { OFlags::RDONLY } else { OFlags::RDWR } | OFlags::CLOEXEC;
+        let os = |e: rustix::io::Errno| BdevError::Os {
+            errno: e.raw_os_error(),
+            what: format!("cannot open '{}'", path.display()),
+        };
+        let (mut fd, mut direct) = match rustix::fs::open(path, rw | OFlags::DIRECT, Mode::empty()) {
+            Ok(fd) => (fd, true),
+            Err(rustix::io::Errno::INVAL) => (rustix::fs::open(path, rw, Mode::empty()).map_err(os)?, false),
+            Err(e) => return Err(os(e)),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(os)?;
+        let block_device = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::BlockDevice => true,
+            FileType::RegularFile => false,
+            other => {
+                return Err(BdevError::Invalid(format!(
+                    "'{}' is neither a regular file nor a block device but {other:?}",
+                    path.display()
+                )));
+            }
+        };
+        let align = direct_alignment(&fd);
+        if direct && align.is_some_and(|(_, off)| off == 0) {
+            fd = rustix::fs::open(path, rw, Mode::empty()).map_err(os)?;
+            direct = false;
+        }
+        if !direct {
+            tracing::warn!(
+                "'{}' is on a file system without direct I/O: bdev '{}' goes through the page cache",
+                path.display(),
+                o.name
+            );
+        }
+        let natural = if block_device {
+            rustix::fs::ioctl_blksszget(&fd).map_err(os)?
+        } else {
+            let s = u32::try_from(stat.st_blksize).unwrap_or(4096).clamp(512, 4096);
+            if s.is_power_of_two() { s } else { 4096 }
+        };
+        let (mem_align, unit) = match align {
+            Some((mem, off)) if direct && off != 0 => (mem.max(1), off),
+            // A kernel that does not tell: what the device says, or a page, is always right.
+            _ if direct => (natural.max(512), if block_device { natural } else { 512 }),
+            _ => (1, 1),
+        };
+        let block_size = match o.block_size {
+            0 => natural.max(unit),
+            given => given,
+        };
+        let m = Medium {
+            flags: if direct { rw | OFlags::DIRECT } else { rw },
+            sparse: !block_device && (stat.st_blocks as u64).saturating_mul(512) < stat.st_size as u64,
+            fd,
+            direct,
+            block_device,
+            block_size,
+            mem_align,
+            health: Health::default(),
+            _lock: lock,
+        };
+        if !block_size.is_power_of_two() || block_size < 512 {
+            return Err(BdevError::Invalid(format!("block size {block_size} is not a power of two from 512 on")));
+        }
+        if !block_size.is_multiple_of(unit) {
+            return Err(BdevError::Invalid(format!(
+                "block size {block_size} is below {unit} bytes, the unit of direct I/O to '{}': use a multiple of it",
+                path.display()
+            )));
+        }
+        Ok(m)
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// A file description of one core's own: the kernel reports a failed write-back once per description.
+    pub(super) fn reopen(&self) -> Option<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        rustix::fs::open(path, self.flags, Mode::empty()).ok()
+    }
+
+    /// Bytes of now.
+    pub(super) fn size(&self) -> rustix::io::Result<u64> {
+        // Nobody uses the file offset: all I/O is positioned.
+        rustix::fs::seek(self.fd.as_fd(), SeekFrom::End(0))
+    }
+
+    /// Blocks of now.
+    pub(super) fn num_blocks(&self, name: &str) -> Result<u64, BdevError> {
+        let size = self.size().map_err(|e| BdevError::Os {
+            errno: e.raw_os_error(),
+            what: format!("cannot find the size of bdev '{name}'"),
+        })?;
+        let bs = u64::from(self.block_size);
+        if size == 0 || !size.is_multiple_of(bs) {
+            return Err(BdevError::Invalid(format!(
+                "the size of bdev '{name}', {size} bytes, is not a positive multiple of its block size {bs}"
+            )));
+        }
+        Ok(size / bs)
+    }
+}
