@@ -328,6 +328,13 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if let Some(r) = self.registrar.take() {
+            for (i, c) in self.state.borrow().chunks.iter().enumerate() {
+                if let Some(key) = c.key.replace(0).checked_sub(2) {
+                    r.unregister(self.chunk_addr(i), CHUNK, key as u32);
+                }
+            }
+        }
         // SAFETY: exactly what `reserve` mapped. Every buffer holds a reference to the pool, so none is left.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.chunks_max * CHUNK) };
     }

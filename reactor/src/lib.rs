@@ -47,6 +47,7 @@ mod doorbell;
 mod engine;
 mod error;
 pub mod file;
+mod fixed;
 mod inbox;
 #[cfg(all(test, loom))]
 mod model;
@@ -63,6 +64,7 @@ pub mod sock;
 mod sync;
 mod task;
 mod timer;
+mod turn;
 
 pub use clock::{nanos, rdtsc, tick_rate, ticks};
 pub use dma::{CHUNK, CLASSES, ClassStats, DmaBuf, DmaPool, DmaStats, MemRegistrar};

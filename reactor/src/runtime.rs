@@ -172,7 +172,7 @@ fn setup(o: &Options, core: &CoreHandle, peers: Vec<CoreHandle>, spare: &[usize]
         }
     }
     core.0.tid.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
-    let engine = Uring::new(&o.ring).map_err(|e| {
+    let engine = Uring::within_limits(&o.ring).map_err(|e| {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         explain_ring(e, &release, disabled.as_deref())

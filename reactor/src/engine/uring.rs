@@ -58,6 +58,26 @@ impl Uring {
         })
     }
 
+    /// As [`new`](Self::new), with smaller queues where the locked-memory limit allows no more: newer kernels count rings
+    /// against it.
+    pub(crate) fn within_limits(o: &RingOptions) -> io::Result<Self> {
+        let mut o = o.clone();
+        loop {
+            match Self::new(&o) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOMEM) && o.cq_entries > 128 => {
+                    o.sq_entries = (o.sq_entries / 4).max(16);
+                    o.cq_entries = (o.cq_entries / 4).max(128);
+                    tracing::info!(
+                        "the locked-memory limit (`ulimit -l`) is short: trying a ring of {} and {} entries",
+                        o.sq_entries,
+                        o.cq_entries
+                    );
+                }
+                made => return made,
+            }
+        }
+    }
+
     pub(crate) fn fd(&self) -> RawFd {
         self.ring.borrow().as_raw_fd()
     }
