@@ -83,14 +83,10 @@ pub(crate) fn run(a: &RunArgs) -> Result<Outcome, String> {
             "-r: NVMe/TCP is not built into this version yet".into()
         });
     };
-    if a.config.is_some() {
-        return Err("--config: configurations are not built into this version yet".into());
-    }
     if a.num_qpairs != 1 {
         eprintln!("longshore-perf: option -P has no effect: a local bdev has no queue pairs");
     }
-    let bdev = LocalBdev::built_in(spec)?;
-    local(a, spec, bdev)
+    local(a, spec)
 }
 
 fn check(a: &RunArgs) -> Result<(), String> {
@@ -138,8 +134,7 @@ fn runtime(a: &RunArgs, lanes_per_core: u64) -> Result<Runtime, String> {
     Runtime::start(options).map_err(|e| e.to_string())
 }
 
-fn local(a: &RunArgs, name: &str, bdev: LocalBdev) -> Result<Outcome, String> {
-    let extent = Extent::new(a, bdev.block_size(), bdev.num_blocks())?;
+fn local(a: &RunArgs, name: &str) -> Result<Outcome, String> {
     let runtime = runtime(a, 1)?;
     let depth = a.io_depth;
     for core in runtime.cores() {
@@ -148,17 +143,33 @@ fn local(a: &RunArgs, name: &str, bdev: LocalBdev) -> Result<Outcome, String> {
         });
         made.wait().map_err(|_| "a reactor stopped")?;
     }
-    let bdev = Arc::new(bdev);
-    let outcome = match &a.verify_check {
-        Some(journal) => local_check(a, &runtime, &bdev, journal),
-        None if a.workload == Workload::Verify => local_verify(a, &runtime, &bdev, &extent),
-        None => local_load(a, name, &runtime, &bdev, extent),
-    };
+    let outcome = open_and_load(a, name, &runtime);
     for core in runtime.cores() {
         let _ = core.call(|_| CoreState::shutdown()).wait();
     }
-    drop(bdev);
     runtime.stop();
+    outcome
+}
+
+fn open_and_load(a: &RunArgs, name: &str, runtime: &Runtime) -> Result<Outcome, String> {
+    let bdev = Arc::new(match &a.config {
+        Some(config) => LocalBdev::configured(config, name, runtime.cores())?,
+        None => LocalBdev::built_in(name)?,
+    });
+    let outcome = match (&a.verify_check, Extent::new(a, bdev.block_size(), bdev.num_blocks())) {
+        (Some(journal), _) => local_check(a, runtime, &bdev, journal),
+        (None, Err(e)) => Err(e),
+        (None, Ok(e)) if a.workload == Workload::Verify => local_verify(a, runtime, &bdev, &e),
+        (None, Ok(e)) => local_load(a, name, runtime, &bdev, e),
+    };
+    // A core's task answers before it drops what it held: one more message, and it has.
+    for core in runtime.cores() {
+        let _ = core.call(|_| ()).wait();
+    }
+    match Arc::try_unwrap(bdev) {
+        Ok(bdev) => bdev.close(),
+        Err(_) => debug_assert!(false, "a core still holds the device"),
+    }
     outcome
 }
 

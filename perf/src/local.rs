@@ -1,12 +1,16 @@
 //! Local bdevs as what load is made on.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use longshore_bdev::malloc::Malloc;
 use longshore_bdev::null::Null;
 use longshore_bdev::{BdevDesc, Channel, Geometry, IoFlags, IoRef, Op, Registry, Submitter};
-use longshore_reactor::DmaBuf;
+use longshore_reactor::{CoreHandle, DmaBuf};
+use longshore_rpc::app::{App, Parts};
+use longshore_rpc::config::Config;
+use longshore_rpc::exec::block_on;
 
 use crate::lane::{Kind, Lane, Port, Work};
 use crate::units::parse_size;
@@ -14,9 +18,14 @@ use crate::units::parse_size;
 /// Size of a null device when none is given: it has no medium, only a number of blocks.
 const NULL_SIZE: u64 = 1 << 40;
 
+/// Subsystems of a configuration that are applied: a load generator opens no ports.
+const APPLIED: [&str; 4] = ["accel", "bdev", "iobuf", "sock"];
+
 /// A bdev that can be opened on every core.
 pub(crate) struct LocalBdev {
     desc: BdevDesc,
+    /// What made it, if a configuration did: it ends what it started.
+    app: Option<Arc<App>>,
 }
 
 impl LocalBdev {
@@ -58,13 +67,41 @@ impl LocalBdev {
         LocalBdev::open(&registry, spec)
     }
 
-    /// Opens a device of a registry.
+    /// Makes the devices of a configuration and opens one of them.
     ///
     /// # Errors
-    /// There is none of this name, or it is claimed.
-    pub(crate) fn open(registry: &Arc<Registry>, name: &str) -> Result<LocalBdev, String> {
+    /// The configuration cannot be applied, or makes no device of this name, or it is claimed.
+    pub(crate) fn configured(config: &Path, name: &str, cores: &[CoreHandle]) -> Result<LocalBdev, String> {
+        let fail = |e: &dyn std::fmt::Display| format!("configuration {}: {e}", config.display());
+        let mut calls = Config::read(config).map_err(|e| fail(&e))?;
+        calls.retain(|subsystem| APPLIED.contains(&subsystem));
+        let bdevs = Registry::new();
+        let app = App::new(Parts { cores: cores.to_vec(), bdevs: bdevs.clone(), ..Parts::default() });
+        block_on(calls.apply(&app, false)).map_err(|e| fail(&e))?;
+        let bdev = LocalBdev::open(&bdevs, name).map_err(|e| {
+            let names: Vec<_> = bdevs.list().iter().map(|b| b.name().to_owned()).collect();
+            fail(&format!("{e}; it makes {}", if names.is_empty() { "none".into() } else { names.join(", ") }))
+        });
+        match bdev {
+            Ok(b) => Ok(LocalBdev { app: Some(app), ..b }),
+            Err(e) => {
+                block_on(app.shutdown());
+                Err(e)
+            }
+        }
+    }
+
+    fn open(registry: &Arc<Registry>, name: &str) -> Result<LocalBdev, String> {
         let desc = registry.open(name, true, Box::new(|_| {})).map_err(|e| e.to_string())?;
-        Ok(LocalBdev { desc })
+        Ok(LocalBdev { desc, app: None })
+    }
+
+    /// Closes the device and ends what was started for it. No channel may be open any more.
+    pub(crate) fn close(self) {
+        drop(self.desc);
+        if let Some(app) = self.app {
+            block_on(app.shutdown());
+        }
     }
 
     /// Bytes per block.

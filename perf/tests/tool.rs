@@ -106,6 +106,24 @@ fn a_journal_tells_a_device_that_lost_its_writes() {
 }
 
 #[test]
+fn a_configuration_makes_the_devices_and_opens_no_port() {
+    let config = std::env::temp_dir().join(format!("longshore-perf-config-{}.json", std::process::id()));
+    let text = r#"{"subsystems": [
+        {"subsystem": "bdev", "config": [
+            {"method": "bdev_malloc_create", "params": {"name": "M", "num_blocks": 8192, "block_size": 512}},
+            {"method": "bdev_passthru_create", "params": {"name": "P", "base_bdev_name": "M"}}]},
+        {"subsystem": "nvmf", "config": [{"method": "no_such_method", "params": {}}]}]}"#;
+    std::fs::write(&config, text).expect("temporary file");
+    let path = config.display();
+    let v = json(&format!("--config {path} --bdev P -c {} -q 8 -w verify -d 500 -t 60 --json", core()));
+    assert_eq!((v["mismatches"].as_u64(), v["writes"].as_u64()), (Some(0), Some(500)));
+    let out = perf(&format!("--config {path} --bdev Q -c {}", core()));
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && err.contains("M, P"), "{err}");
+    std::fs::remove_file(config).expect("temporary file");
+}
+
+#[test]
 fn the_ceiling_prints_the_schema_that_docs_perf_md_describes() {
     let v = json("ceiling -q 8 -P 2 -t 0.1 --json");
     assert_eq!(v["kind"], "ceiling");

@@ -193,6 +193,11 @@ impl Config {
         self.steps.len()
     }
 
+    /// Keeps the calls of those subsystems that `wanted` says yes to.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.steps.retain(|step| wanted(&step.subsystem));
+    }
+
     /// Whether it has no calls.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
