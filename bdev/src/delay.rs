@@ -287,7 +287,7 @@ impl IoChannel for DelayChannel {
         let s = &self.0;
         let due = s.pick(io.op()).map_or(0, |l| {
             let ticks = longshore_reactor::ticks(Duration::from_micros(s.latencies.get(l)));
-            word(s.reactor.now() + ticks, l)
+            word(s.reactor.rdtsc() + ticks, l)
         });
         io.set_saved(due);
         s.lower.submit(io);
@@ -347,9 +347,9 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::IoFlags;
     use crate::malloc::Malloc;
     use crate::testing::{filled, open, run};
-    use crate::{IoFlags, IoStat};
 
     fn options(read_us: u64, write_us: u64) -> Options {
         Options {
@@ -366,7 +366,6 @@ mod tests {
     #[test]
     fn requests_take_at_least_their_latency_and_keep_their_result() {
         run(|r| async move {
-            let _ = IoStat::new();
             let reg = Registry::new();
             reg.register("m", None, Malloc::new(Geometry::plain(512, 64)).unwrap()).unwrap();
             let node = create(&reg, options(0, 2000)).unwrap().unwrap();

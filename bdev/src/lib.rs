@@ -38,6 +38,8 @@ mod split;
 mod stat;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod vbdev;
 
 pub mod delay;

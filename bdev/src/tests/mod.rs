@@ -1,0 +1,5 @@
+//! Sentences about the core as a whole.
+
+mod across_cores;
+mod limits;
+mod splitting;
