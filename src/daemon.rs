@@ -1,0 +1,200 @@
+//! Start-up, service and shutdown of the daemon.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use longshore::bdev;
+use longshore::reactor::{self, Runtime};
+use longshore::rpc::app::{App, Dispatcher, Parts};
+use longshore::rpc::config::Config;
+use longshore::rpc::exec::block_on;
+use longshore::rpc::logging::{Level, Log};
+use longshore::rpc::server::Server;
+
+use crate::embedded::{self, Served};
+use crate::options::Options;
+use crate::signals;
+use crate::state::StateDir;
+
+/// How long a drain may take before the process gives up and says so.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// What is applied at start.
+enum Start {
+    /// Nothing: initialise and wait for RPC.
+    Empty,
+    /// Stay before initialisation until RPC asks for it.
+    WaitForRpc,
+    /// A configuration file.
+    File(std::path::PathBuf),
+    /// The embedded default, which saves its configuration to its state directory.
+    Embedded(StateDir),
+}
+
+/// Runs the daemon until a signal ends it.
+///
+/// # Errors
+/// One line that says what kept it from starting and how to mend it.
+pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
+    let log = Log::install();
+    if o.silence_noticelog {
+        log.set_print_level(Level::Warning);
+    }
+    for flag in &o.logflag {
+        if !log.set_flag(flag, true) {
+            return Err(format!("-L {flag}: no such log flag; log_get_flags lists them"));
+        }
+    }
+    let ignored = o.ignored.given();
+    if !ignored.is_empty() {
+        tracing::info!("accepted without effect: {}", ignored.join(" "));
+    }
+    let (stop, stopped) = mpsc::channel();
+    signals::watch(stop).map_err(|e| format!("cannot install signal handlers: {e}"))?;
+
+    let start = match (&o.config, embedded) {
+        (Some(path), _) => Start::File(path.clone()),
+        (None, true) => Start::Embedded(StateDir::open(&o.state_dir.clone().unwrap_or_else(StateDir::default_path))?),
+        (None, false) if o.wait_for_rpc => Start::WaitForRpc,
+        (None, false) => Start::Empty,
+    };
+    // Read before anything is opened: a broken file is the most likely mistake.
+    let config = match &start {
+        Start::File(path) => Some(read_config(path)?),
+        _ => None,
+    };
+
+    let runtime = Runtime::start(reactor_options(o)?).map_err(|e| e.to_string())?;
+    let bdevs = bdev::Registry::new();
+    let parts = Parts {
+        cores: runtime.cores().to_vec(),
+        bdevs: bdevs.clone(),
+        log,
+        allowed: o.rpcs_allowed.clone().map(|names| names.into_iter().collect()),
+        ..Parts::default()
+    };
+    let app = App::new(parts);
+    let server = if o.no_rpc_server { None } else { Some(start_rpc(&o.rpc_socket, &app)?) };
+
+    let served = match start {
+        Start::WaitForRpc => None,
+        Start::Empty => block_on(app.init()).map(|()| None)?,
+        Start::File(path) => {
+            let config = config.expect("read above");
+            block_on(config.apply(&app, o.json_ignore_init_errors))
+                .map_err(|e| format!("configuration {}: {e}", path.display()))?;
+            None
+        }
+        Start::Embedded(dir) => Some(embedded::start(&app, dir, o)?),
+    };
+    announce(o, served.as_ref());
+    notify_systemd("READY=1");
+
+    // Nothing more to do here: reactors and the RPC thread work.
+    let _ = stopped.recv();
+    notify_systemd("STOPPING=1");
+    tracing::info!("stopping: draining");
+    drop(served);
+    drain(server, app, runtime)
+}
+
+fn drain(server: Option<Server>, app: Arc<App>, runtime: Runtime) -> Result<(), String> {
+    let (done, finished) = mpsc::channel();
+    let worker = std::thread::Builder::new().name("drain".into()).spawn(move || {
+        drop(server);
+        block_on(close(&app));
+        drop(app);
+        runtime.stop();
+        let _ = done.send(());
+    });
+    let worker = worker.map_err(|e| format!("cannot start the drain: {e}"))?;
+    match finished.recv_timeout(DRAIN) {
+        Ok(()) | Err(RecvTimeoutError::Disconnected) => worker.join().map_err(|_| "the drain panicked".to_owned()),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(format!("requests were still in flight after {} s of draining: ended without them", DRAIN.as_secs()))
+        }
+    }
+}
+
+/// Removes the devices, those built on others first.
+async fn close(app: &Arc<App>) {
+    for node in app.bdevs.list().iter().rev() {
+        let _ = app.bdevs.unregister_node(node).await;
+    }
+}
+
+fn read_config(path: &Path) -> Result<Config, String> {
+    Config::read(path).map_err(|e| format!("configuration {}: {e}", path.display()))
+}
+
+fn start_rpc(path: &Path, app: &Arc<App>) -> Result<Server, String> {
+    let app = app.clone();
+    Server::start(path, move |_| Rc::new(Dispatcher(app))).map_err(|e| {
+        let hint = match e.kind() {
+            std::io::ErrorKind::AddrInUse | std::io::ErrorKind::WouldBlock => {
+                "another daemon uses it; stop that, or choose another with -r"
+            }
+            std::io::ErrorKind::PermissionDenied => "choose a path that you may write with -r",
+            _ => "choose another path with -r",
+        };
+        format!("RPC socket {}: {e}; {hint}", path.display())
+    })
+}
+
+fn reactor_options(o: &Options) -> Result<reactor::Options, String> {
+    let mut r = reactor::Options { poll: o.poll_mode(), ..reactor::Options::default() };
+    r.cores = match o.cores()? {
+        Some(cores) => cores,
+        None => vec![first_allowed_cpu()],
+    };
+    if let Some(mib) = o.mem_size {
+        let per_core = (mib as usize).saturating_mul(1 << 20) / r.cores.len();
+        if per_core < 8 << 20 {
+            return Err(format!(
+                "-s {mib}: {} cores need at least {} MiB for I/O buffers",
+                r.cores.len(),
+                r.cores.len() * 8
+            ));
+        }
+        r.dma.max_bytes = per_core;
+    }
+    if o.no_huge {
+        r.dma.huge = false;
+    }
+    Ok(r)
+}
+
+/// Core 0 as SPDK, or where this process may not use it (containers), the first that it may.
+fn first_allowed_cpu() -> u32 {
+    match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).find(|&c| set.is_set(c)).unwrap_or(0) as u32,
+        Err(_) => 0,
+    }
+}
+
+fn announce(o: &Options, served: Option<&Served>) {
+    let rpc = if o.no_rpc_server { "no RPC".to_owned() } else { format!("RPC on {}", o.rpc_socket.display()) };
+    match served {
+        Some(s) => print!("{}", s.banner(&o.rpc_socket)),
+        None if o.wait_for_rpc => println!("longshore: {rpc}; waiting for framework_start_init"),
+        None => println!("longshore: ready, {rpc}"),
+    }
+}
+
+/// Tells systemd, if it started us with `Type=notify`.
+fn notify_systemd(state: &str) {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Ok(socket) = UnixDatagram::unbound() else { return };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    if let Ok(address) = address {
+        let _ = socket.send_to_addr(state.as_bytes(), &address);
+    }
+}
