@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use longshore_bdev::{CoreState, Registry as Bdevs};
+use longshore_nvmf::Target;
 use longshore_reactor::CoreHandle;
+use longshore_tcp::{TcpOptions, TcpTransport};
 
 use crate::config::{self, Subsystem};
 use crate::error::{INTERNAL_ERROR, INVALID_STATE, METHOD_NOT_FOUND, Reply, RpcError};
@@ -70,6 +73,9 @@ pub struct App {
     pub bdevs: Arc<Bdevs>,
     /// How they were made.
     pub recipes: Recipes,
+    /// Devices made without a name so far.
+    pub(crate) unnamed: AtomicU64,
+    target: OnceLock<Arc<Target>>,
     /// Latency histograms that are on, by device, as they were asked for.
     pub(crate) histograms: Mutex<BTreeMap<String, EnableHistogram>>,
     /// Log levels.
@@ -90,6 +96,8 @@ impl App {
             options: Options::default(),
             histograms: Mutex::default(),
             recipes: Recipes::default(),
+            unnamed: AtomicU64::new(0),
+            target: OnceLock::new(),
             cores: parts.cores,
             bdevs: parts.bdevs,
             log: parts.log,
@@ -120,9 +128,7 @@ impl App {
             }
             *phase = Phase::Starting;
         }
-        if let Some(on_init) = &self.on_init
-            && let Err(why) = on_init(self.clone()).await
-        {
+        if let Err(why) = self.start().await {
             *App::lock(&self.phase) = Phase::Startup;
             return Err(why);
         }
@@ -131,9 +137,30 @@ impl App {
         Ok(())
     }
 
-    /// Gives up every device, layers first. For the end of the process, before the reactors stop.
+    async fn start(self: &Arc<App>) -> Result<(), String> {
+        let target = Target::start(self.cores.clone(), self.bdevs.clone()).await.map_err(|error| error.to_string())?;
+        target.register_transport(TcpTransport::new(TcpOptions::default()));
+        methods::nvmf::configure(self, &target).await.map_err(|error| error.to_string())?;
+        let _ = self.target.set(target);
+        match &self.on_init {
+            Some(on_init) => on_init(self.clone()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The NVMe-oF target; it is there from the initialisation on.
+    pub fn target(&self) -> Result<&Arc<Target>, RpcError> {
+        self.target
+            .get()
+            .ok_or_else(|| RpcError::new(INTERNAL_ERROR, "Internal error").because("the target is not started"))
+    }
+
+    /// Closes all connections and gives up every device, layers first. For the end of the process, before the reactors stop.
     pub async fn shutdown(self: &Arc<App>) {
         self.save_to(None);
+        if let Some(target) = self.target.get() {
+            target.shutdown().await;
+        }
         for node in self.bdevs.list().iter().rev() {
             let _ = self.bdevs.unregister_node(node).await;
         }

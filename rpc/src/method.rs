@@ -112,12 +112,27 @@ impl Method {
     where
         P: Params + Send + 'static,
     {
+        Method::checked_options(name, when, block, |_, _| Ok(()))
+    }
+
+    /// As [`options`](Method::options), where `check` may refuse the new values.
+    pub fn checked_options<P>(
+        name: &'static str,
+        when: When,
+        block: fn(&App) -> &std::sync::Mutex<P>,
+        check: fn(&App, &P) -> Result<(), RpcError>,
+    ) -> Method
+    where
+        P: Params + Send + 'static,
+    {
         let mut method = Method::new(name, when, |_, _: P| async { Ok(json!(true)) });
         method.handler = Box::new(move |app, json| {
-            let mut held = App::lock(block(&app));
-            let params = P::from_json(json, Some(&held))?;
-            *held = params;
-            Ok(Box::pin(async { Ok(json!(true)) }))
+            let params = P::from_json(json, Some(&App::lock(block(&app))))?;
+            Ok(Box::pin(async move {
+                check(&app, &params)?;
+                *App::lock(block(&app)) = params;
+                Ok(json!(true))
+            }))
         });
         method.changes()
     }

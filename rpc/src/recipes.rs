@@ -77,10 +77,15 @@ impl Recipes {
         device: Arc<dyn Bdev>,
     ) -> Result<Arc<BdevNode>, BdevError> {
         let node = registry.register(&recipe.name, recipe.uuid, device)?;
+        self.remember(recipe);
+        Ok(node)
+    }
+
+    /// Remembers how a device was made that is registered now.
+    pub fn remember(&self, recipe: Recipe) {
         let mut list = App::lock(&self.list);
         list.retain(|other| other.name != recipe.name);
         list.push(recipe);
-        Ok(node)
     }
 }
 

@@ -56,7 +56,13 @@ fn a_malloc_device_is_made_listed_and_deleted() {
     let make = json!({"name": "Malloc0", "num_blocks": 16384, "block_size": 4096});
     assert_eq!(rig.call("bdev_malloc_create", make.clone()), Ok(json!("Malloc0")));
     assert_eq!(rig.fails("bdev_malloc_create", make), (-17, "File exists".into()));
-    assert_eq!(rig.call("bdev_malloc_create", json!({"num_blocks": 8, "block_size": 512})), Ok(json!("Malloc1")));
+    let unnamed = json!({"num_blocks": 8, "block_size": 512});
+    assert_eq!(
+        rig.fails("bdev_malloc_create", unnamed.clone()).0,
+        -17,
+        "the first without a name is Malloc0, which is taken"
+    );
+    assert_eq!(rig.call("bdev_malloc_create", unnamed), Ok(json!("Malloc1")));
     let bad = (-32603, "spdk_json_decode_object failed".to_string());
     assert_eq!(rig.fails("bdev_malloc_create", json!({"num_blocks": 16384})), bad);
     assert_eq!(rig.fails("bdev_malloc_create", json!({"name": "x", "num_blocks": "16", "block_size": 512})), bad);

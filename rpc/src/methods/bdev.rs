@@ -10,7 +10,7 @@ use crate::app::{App, Local};
 use crate::config::Entry;
 use crate::error::{EINVAL, ENODEV, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
-use crate::methods::{bdev_layer, bdev_stat, options};
+use crate::methods::{bdev_layer, bdev_nvme, bdev_stat, options};
 use crate::params;
 
 impl From<BdevError> for RpcError {
@@ -173,6 +173,7 @@ pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
                 .iter()
                 .map(|recipe| (4 + recipe.kind as u8 * 2, Entry::new(recipe.kind.method(), recipe.dump(&app.bdevs)))),
         );
+        modules.push((NVME, bdev_nvme::dump_options(&app)));
         modules.push((NVME, options::hotplug(&app)));
         modules.sort_by_key(|(place, _)| *place);
         out.extend(modules.into_iter().map(|(_, entry)| entry));

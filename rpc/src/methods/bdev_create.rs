@@ -1,6 +1,7 @@
 //! `bdev_*_create`, `_delete`, `_resize`: the modules.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use longshore_bdev::malloc::Malloc;
 use longshore_bdev::null::Null;
@@ -18,7 +19,7 @@ use crate::recipes::{Kind, Recipe};
 
 params! {
     struct MallocCreate {
-        /// Name; without it the first free of Malloc0, Malloc1, ...
+        /// Name; without it Malloc0, Malloc1, ... in the order of such calls.
         name: Option<String>,
         /// Blocks.
         num_blocks: u64,
@@ -161,7 +162,7 @@ fn wrong(what: String) -> RpcError {
 }
 
 fn check_size(key: &str, value: u32) -> Result<(), RpcError> {
-    if value == 0 || value % 512 != 0 {
+    if value == 0 || !value.is_multiple_of(512) {
         return Err(wrong(format!("{key} is {value}; it is a multiple of 512 and not 0")));
     }
     Ok(())
@@ -186,7 +187,8 @@ async fn malloc_create(app: Arc<App>, p: MallocCreate) -> Reply {
         optimal_io_boundary: p.optimal_io_boundary,
         ..Geometry::plain(block_size, p.num_blocks)
     };
-    let name = p.name.clone().unwrap_or_else(|| app.bdevs.free_name("Malloc"));
+    // Numbered by the calls that gave no name, whatever names others chose: clients count on the number.
+    let name = p.name.clone().unwrap_or_else(|| format!("Malloc{}", app.unnamed.fetch_add(1, Ordering::Relaxed)));
     let mut recipe = recipe(
         Kind::Malloc,
         &name,

@@ -2,11 +2,15 @@
 
 pub mod bdev;
 pub mod bdev_create;
+pub mod bdev_file;
 pub mod bdev_layer;
+pub mod bdev_nvme;
 pub mod bdev_stat;
 pub mod framework;
 pub mod log;
 pub mod notify;
+pub mod nvmf;
+pub mod nvmf_subsystem;
 pub mod options;
 pub mod sock;
 pub mod thread;
@@ -25,8 +29,12 @@ pub fn all() -> Registry {
     thread::declare(&mut registry);
     bdev::declare(&mut registry);
     bdev_create::declare(&mut registry);
+    bdev_file::declare(&mut registry);
+    bdev_nvme::declare(&mut registry);
     bdev_layer::declare(&mut registry);
     bdev_stat::declare(&mut registry);
+    nvmf::declare(&mut registry);
+    nvmf_subsystem::declare(&mut registry);
     registry
 }
 
@@ -41,11 +49,7 @@ pub fn subsystems() -> Vec<Subsystem> {
         Subsystem { name: "fsdev", depends_on: none, dump: options::dump_fsdev },
         Subsystem { name: "accel", depends_on: &["iobuf"], dump: options::dump_accel },
         Subsystem { name: "bdev", depends_on: &["accel", "keyring", "sock", "iobuf"], dump: bdev::dump },
-        Subsystem { name: "nvmf", depends_on: &["bdev", "keyring", "sock", "accel", "iobuf"], dump: nvmf_dump },
+        Subsystem { name: "nvmf", depends_on: &["bdev", "keyring", "sock", "accel", "iobuf"], dump: nvmf::dump },
         Subsystem { name: "iscsi", depends_on: &["sock", "bdev"], dump: options::dump_iscsi },
     ]
-}
-
-fn nvmf_dump(app: std::sync::Arc<crate::app::App>) -> crate::app::Local<Vec<crate::config::Entry>> {
-    Box::pin(async move { options::nvmf_options(&app) })
 }

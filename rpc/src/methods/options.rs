@@ -9,6 +9,7 @@ use crate::config::Entry;
 use crate::decode::Params;
 use crate::error::{EINVAL, INVALID_PARAMS, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
+use crate::methods::bdev_nvme::NvmeOptions;
 use crate::methods::sock::SockOptions;
 use crate::{choices, params};
 
@@ -153,11 +154,11 @@ params! {
     }
 }
 
-fn all_digests() -> Vec<DhchapDigest> {
+pub(super) fn all_digests() -> Vec<DhchapDigest> {
     vec![DhchapDigest::Sha256, DhchapDigest::Sha384, DhchapDigest::Sha512]
 }
 
-fn all_groups() -> Vec<DhchapGroup> {
+pub(super) fn all_groups() -> Vec<DhchapGroup> {
     use DhchapGroup::*;
     vec![Null, Ffdhe2048, Ffdhe3072, Ffdhe4096, Ffdhe6144, Ffdhe8192]
 }
@@ -246,6 +247,8 @@ pub struct Options {
     pub bdev: Mutex<BdevOptions>,
     /// RAID.
     pub raid: Mutex<Raid>,
+    /// Remote controllers.
+    pub nvme: Mutex<NvmeOptions>,
     /// Hot plug of local controllers: enable and period.
     pub hotplug: Mutex<(bool, u64)>,
     /// Retry delays.
@@ -266,6 +269,7 @@ impl Default for Options {
             accel: defaults(),
             bdev: defaults(),
             raid: defaults(),
+            nvme: Mutex::new(NvmeOptions::defaults()),
             hotplug: Mutex::new((false, 100_000)),
             crdt: defaults(),
             nvmf: defaults(),
