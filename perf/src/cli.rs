@@ -110,7 +110,7 @@ pub(crate) struct RunArgs {
     /// Bytes per request; takes K and M
     #[arg(short = 'o', long, value_name = "SIZE", default_value = "4096", value_parser = parse_size32, help_heading = "Load")]
     pub(crate) io_size: u32,
-    /// Bytes per piece of memory of a request (default: one piece)
+    /// Bytes per piece of memory of a request, a multiple of 4 (default: one piece)
     #[arg(short = 'O', long, value_name = "SIZE", value_parser = parse_size32, help_heading = "Load")]
     pub(crate) io_unit_size: Option<u32>,
     /// Workload

@@ -43,8 +43,8 @@ pub(crate) trait Port: Sized + 'static {
     /// A request and its memory, used over and over.
     type Request;
 
-    /// A request that owns `buf`; none if the port has no more.
-    fn request(&self, buf: DmaBuf) -> Option<Self::Request>;
+    /// A request with the memory of `pieces`, in this order; none if the port has no more.
+    fn request(&self, pieces: Vec<DmaBuf>) -> Option<Self::Request>;
 
     /// Starts `work`; its end is reported with [`Lane::done`], never from within this call.
     fn submit(lane: &Rc<Lane<Self>>, request: Self::Request, work: Work, tag: u64);
@@ -140,12 +140,12 @@ impl<P: Port> Lane<P> {
         })
     }
 
-    /// Adds a request that uses `buf`.
+    /// Adds a request that uses the memory of `pieces`.
     ///
     /// # Errors
     /// The port has no more.
-    pub(crate) fn add(&self, buf: DmaBuf) -> Result<(), String> {
-        let r = self.port.request(buf).ok_or("the pool of requests is empty: use a smaller -q")?;
+    pub(crate) fn add(&self, pieces: Vec<DmaBuf>) -> Result<(), String> {
+        let r = self.port.request(pieces).ok_or("the pool of requests is empty: use a smaller -q")?;
         self.requests.set(self.requests.get() + 1);
         self.idle.borrow_mut().push(r);
         Ok(())

@@ -33,6 +33,9 @@ pub(crate) enum Outcome {
 /// Largest request: one buffer.
 const MAX_IO_SIZE: u32 = 2 << 20;
 
+/// Most pieces of memory of a request: as many as the kernel takes at once.
+const MAX_PIECES: u32 = 1024;
+
 /// The part of a device that is used, in requests.
 struct Extent {
     block_size: u32,
@@ -97,8 +100,16 @@ fn check(a: &RunArgs) -> Result<(), String> {
     if a.io_size > MAX_IO_SIZE {
         return Err(format!("-o {}: at most {} per request", a.io_size, units::size(u64::from(MAX_IO_SIZE))));
     }
-    if a.io_unit_size.is_some_and(|u| u < a.io_size) {
-        return Err("-O below -o: requests in several pieces of memory are not built yet".into());
+    if let Some(unit) = a.io_unit_size.filter(|&u| u < a.io_size) {
+        if !unit.is_multiple_of(4) {
+            return Err(format!("-O {unit} is not a multiple of 4"));
+        }
+        if a.io_size.div_ceil(unit) > MAX_PIECES {
+            return Err(format!("-O {unit} makes more than {MAX_PIECES} pieces of -o {}", a.io_size));
+        }
+        if a.workload == Workload::Verify {
+            return Err("-O does not go with -w verify".into());
+        }
     }
     let verify = a.workload == Workload::Verify || a.verify_check.is_some();
     if (a.verify_journal.is_some() || a.verify_power_loss) && !verify {
@@ -122,7 +133,10 @@ fn check(a: &RunArgs) -> Result<(), String> {
 
 /// Reactors with memory for the requests of the run.
 fn runtime(a: &RunArgs, lanes_per_core: u64) -> Result<Runtime, String> {
-    let buffers = u64::from(a.io_depth) * lanes_per_core * u64::from(a.io_size).next_power_of_two().max(4096);
+    // Each piece of memory is a buffer of its own, of at least 4 KiB.
+    let piece = u64::from(a.io_unit_size.unwrap_or(a.io_size).min(a.io_size));
+    let request = u64::from(a.io_size).div_ceil(piece) * piece.next_power_of_two().max(4096);
+    let buffers = u64::from(a.io_depth) * lanes_per_core * request;
     let options = Options {
         cores: a.core_mask.0.clone(),
         poll: if a.enable_interrupt { PollMode::default() } else { PollMode::Busy },
@@ -207,6 +221,7 @@ fn local_load(a: &RunArgs, name: &str, runtime: &Runtime, bdev: &Arc<LocalBdev>,
     let schedule = Schedule {
         depth: a.io_depth,
         io_size: a.io_size,
+        piece: a.io_unit_size.unwrap_or(a.io_size),
         warm_up: Duration::from_secs_f64(a.warmup_time),
         length: Duration::from_secs_f64(if a.time == 0.0 { 1e6 } else { a.time }),
         rate: a.rate.map(|r| r / a.core_mask.0.len() as f64),
@@ -258,6 +273,7 @@ fn job(a: &RunArgs, target: Value) -> Value {
         "workload": a.workload.name(),
         "rwmixread": if matches!(a.workload, Workload::Rw | Workload::Randrw) { json!(a.rwmixread.unwrap_or(50)) } else { Value::Null },
         "io_size": a.io_size,
+        "io_unit_size": a.io_unit_size.unwrap_or(a.io_size).min(a.io_size),
         "io_depth": a.io_depth,
         "num_qpairs": a.num_qpairs,
         "cores": a.core_mask.0,

@@ -1,12 +1,14 @@
 //! Local bdevs as what load is made on.
+#![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use longshore_bdev::malloc::Malloc;
 use longshore_bdev::null::Null;
-use longshore_bdev::{BdevDesc, Channel, Geometry, IoFlags, IoRef, Op, Registry, Submitter};
+use longshore_bdev::{BdevDesc, Channel, Geometry, IoFlags, IoRef, IoVec, Op, Registry, Submitter};
 use longshore_reactor::{CoreHandle, DmaBuf};
 use longshore_rpc::app::{App, Parts};
 use longshore_rpc::config::Config;
@@ -126,20 +128,37 @@ impl LocalBdev {
 /// A bdev on one core, for lanes.
 pub(crate) struct LocalPort {
     channel: Channel,
+    /// Memory of requests that have several pieces. Requests hold their lane, and with it this, until they end.
+    vectors: RefCell<Vec<Vector>>,
+}
+
+/// The pieces of one request.
+struct Vector {
+    iov: Box<[IoVec]>,
+    _memory: Vec<DmaBuf>,
 }
 
 impl LocalPort {
     pub(crate) fn new(channel: Channel) -> LocalPort {
-        LocalPort { channel }
+        LocalPort { channel, vectors: RefCell::default() }
     }
 }
 
 impl Port for LocalPort {
     type Request = IoRef;
 
-    fn request(&self, buf: DmaBuf) -> Option<IoRef> {
+    fn request(&self, mut pieces: Vec<DmaBuf>) -> Option<IoRef> {
         let mut io = self.channel.core().get()?;
-        io.set_buf(buf);
+        if pieces.len() == 1 {
+            io.set_buf(pieces.pop()?);
+            return Some(io);
+        }
+        let iov = pieces.iter().map(|b| IoVec { iov_base: b.as_ptr().cast(), iov_len: b.len() }).collect();
+        let vector = Vector { iov, _memory: pieces };
+        // SAFETY: the vector and its memory are kept by this port, whose lane every request in flight holds; nobody else
+        // has a reference to the memory. The boxed slice does not move when `vectors` grows.
+        unsafe { io.set_iov(vector.iov.as_ptr(), vector.iov.len() as u32) };
+        self.vectors.borrow_mut().push(vector);
         Some(io)
     }
 

@@ -1,11 +1,12 @@
 //! A run of load on one kind of port: set up on every core, warm up, measure, drain.
 
+use std::future::Future as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use longshore_reactor::{CoreHandle, Poller, Reactor, oneshot, rdtsc, tick_rate};
+use longshore_reactor::{CoreHandle, DmaBuf, Poller, Reactor, oneshot, rdtsc, tick_rate};
 
 use crate::cpu::CpuTime;
 use crate::lane::{Lane, Port};
@@ -20,6 +21,8 @@ pub(crate) struct Schedule {
     pub(crate) depth: u32,
     /// Bytes per request.
     pub(crate) io_size: u32,
+    /// Bytes per piece of memory of a request.
+    pub(crate) piece: u32,
     /// Load before the measurement.
     pub(crate) warm_up: Duration,
     /// The measurement.
@@ -38,8 +41,7 @@ pub(crate) struct Ready {
     outcome: oneshot::Receiver<Result<CoreResult, String>>,
 }
 
-/// Fills `buf` with bytes that no layer can shrink.
-pub(crate) fn fill_random(buf: &mut [u8], seed: u64) {
+fn fill_random(buf: &mut [u8], seed: u64) {
     let mut random = Random::new(seed);
     for chunk in buf.chunks_mut(8) {
         chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
@@ -114,15 +116,7 @@ async fn set_up<P: Port>(
     let lanes = open(r.clone()).await?;
     for lane in &lanes {
         for i in 0..s.depth {
-            let buf = r.dma().alloc(s.io_size as usize).map(|mut b| {
-                if let Some(bytes) = b.get_mut() {
-                    fill_random(bytes, u64::from(i));
-                }
-                b
-            });
-            let added = buf
-                .ok_or_else(|| "out of memory for buffers: use a smaller -q or -o".to_owned())
-                .and_then(|b| lane.add(b));
+            let added = memory(r, s, u64::from(i)).and_then(|pieces| lane.add(pieces));
             if let Err(e) = added {
                 lanes.iter().for_each(|l| l.release());
                 return Err(e);
@@ -130,6 +124,22 @@ async fn set_up<P: Port>(
         }
     }
     Ok(lanes)
+}
+
+/// The memory of one request, filled with bytes that no layer can shrink.
+fn memory(r: &Reactor, s: &Schedule, seed: u64) -> Result<Vec<DmaBuf>, String> {
+    let mut pieces = Vec::new();
+    let mut left = s.io_size;
+    while left > 0 {
+        let len = left.min(s.piece);
+        left -= len;
+        let mut buf = r.dma().alloc(len as usize).ok_or("out of memory for buffers: use a smaller -q or -o")?;
+        if let Some(bytes) = buf.get_mut() {
+            fill_random(bytes, seed << 32 | u64::from(left));
+        }
+        pieces.push(buf);
+    }
+    Ok(pieces)
 }
 
 async fn measure<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>]) -> Result<CoreResult, String> {
@@ -203,8 +213,6 @@ async fn until_over<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>], o
     })
     .await;
 }
-
-use std::future::Future as _;
 
 /// Starts requests at their time.
 struct Pacer {

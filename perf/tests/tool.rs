@@ -69,6 +69,12 @@ fn a_number_of_requests_ends_the_run() {
 }
 
 #[test]
+fn a_request_may_be_in_several_pieces_of_memory() {
+    let v = json(&format!("--bdev malloc:1M -c {} -q 4 -o 16K -O 1000 -w randrw -d 2000 -t 60 --json", core()));
+    assert_eq!((v["total"]["ios"].as_u64(), v["total"]["errors"].as_u64()), (Some(2000), Some(0)));
+}
+
+#[test]
 fn an_open_loop_holds_its_rate() {
     let v = json(&format!("--bdev null -c {} -q 64 --rate 20k -t 0.5 --json", core()));
     let iops = number(&v, "/total/iops");
@@ -145,6 +151,8 @@ fn mistakes_are_answered_with_one_line_and_a_status() {
         ("--bdev null -o 4M", "2 MiB"),
         ("--bdev malloc:1M --span 2M", "1 MiB"),
         ("--bdev null -M 10", "-M"),
+        ("--bdev null -O 510", "multiple of 4"),
+        ("--bdev null -o 64K -O 4", "pieces"),
         ("--bdev null --fua 10", "--fua"),
         ("--bdev null -c 0x80000000000000000000", "CPU 79"),
         ("--bdev null --verify-check /nonexistent", "/nonexistent"),
