@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use longshore_bdev::{Geometry, Registry, malloc::Malloc};
+use longshore_bdev::{Geometry, Registry, delay, malloc::Malloc};
 use longshore_nvme::wire::AnaState;
 use longshore_nvmf::{Address, NamespaceOptions, SubsystemOptions, Target, TargetError, TrType, TransportOptions};
 use longshore_reactor::{CoreHandle, Options, Runtime};
@@ -46,6 +46,8 @@ pub struct Setup {
     pub tcp: TcpOptions,
     pub transport: TransportOptions,
     pub runtime: Options,
+    /// Latency of the device.
+    pub delay: Option<Duration>,
 }
 
 impl Default for Setup {
@@ -54,6 +56,7 @@ impl Default for Setup {
             tcp: TcpOptions::default(),
             transport: TransportOptions::new(TrType::Tcp),
             runtime: Options { cores: vec![0, 1], pin: false, ..Options::default() },
+            delay: None,
         }
     }
 }
@@ -71,6 +74,21 @@ impl Setup {
         let bdevs = Registry::new();
         let malloc = Malloc::new(Geometry::plain(512, BLOCKS)).unwrap();
         bdevs.register("Malloc0", None, malloc).unwrap();
+        let mut name = "Malloc0";
+        if let Some(d) = self.delay {
+            name = "Slow";
+            let us = d.as_micros() as u64;
+            let o = delay::Options {
+                name: name.into(),
+                base: "Malloc0".into(),
+                uuid: None,
+                avg_read_us: us,
+                p99_read_us: us,
+                avg_write_us: us,
+                p99_write_us: us,
+            };
+            delay::create(&bdevs, o).unwrap().expect("its base is there");
+        }
         let tcp = TcpTransport::new(self.tcp);
         let cores = rt.cores().to_vec();
         let addr = free_port("127.0.0.1");
@@ -81,7 +99,7 @@ impl Setup {
             let mut s = SubsystemOptions::new(NQN);
             s.allow_any_host = true;
             t.create_subsystem(s).await?;
-            let ns = NamespaceOptions { bdev_name: "Malloc0".into(), ..NamespaceOptions::default() };
+            let ns = NamespaceOptions { bdev_name: name.into(), ..NamespaceOptions::default() };
             t.add_namespace(NQN, ns).await?;
             t.add_listener(NQN, Address::tcp(addr), AnaState::Optimized).await?;
             Ok::<_, TargetError>(t)
@@ -110,6 +128,22 @@ impl World {
         self.cores().iter().map(|c| of(c).wait().unwrap()).sum()
     }
 
+    /// Waits until at least `n` buffers are in use.
+    pub fn settled_at_least(&self, n: u64) {
+        let start = Instant::now();
+        while self.buffers() < n {
+            assert!(start.elapsed() < Duration::from_secs(20), "fewer than {n} buffers are in use");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Stops the reactors, without a shutdown of the target.
+    pub fn stop_at_once(&mut self) {
+        if let Some(rt) = self.rt.take() {
+            rt.stop();
+        }
+    }
+
     /// Waits until no more than `n` buffers are in use.
     pub fn settled(&self, n: u64) {
         let start = Instant::now();
@@ -126,7 +160,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if !std::thread::panicking() && self.rt.is_some() {
             block_on(self.target.shutdown());
             assert_eq!(self.buffers(), 0, "buffers in use after shutdown");
         }
