@@ -10,7 +10,7 @@ use crate::fixed::FixedBuffers;
 use crate::options::{Options, PollMode};
 use crate::poller::{Poller, PollerInner, PollerStats};
 use crate::shared::{CoreHandle, Msg, Shared};
-use crate::sock::SockTable;
+use crate::sock::{SockStats, SockTable};
 use crate::task::{self, Executor, JoinHandle};
 use crate::timer::{TimerId, Timers};
 use crate::turn::REAP_BUDGET;
@@ -142,9 +142,11 @@ impl Reactor {
         self.0.ops.borrow().in_flight()
     }
 
-    /// (receive slices committed, bytes of each): what sockets of this reactor receive into.
-    pub fn rx_slices(&self) -> (usize, usize) {
-        self.0.engine.uring().map_or((0, 0), |e| e.rx_slices())
+    /// Counters of this reactor's connections and of what they receive into.
+    pub fn sock_stats(&self) -> SockStats {
+        let (slices, slice) = self.0.engine.uring().map_or((0, 0), |e| e.rx_slices());
+        let t = &self.0.socks;
+        SockStats { connections: t.count(), rx_slices: slices, rx_slice_bytes: slice, rx_starved: t.starved.get() }
     }
 
     /// Calls `f` once per turn until the handle is dropped. `f` returns how much it did; while it returns 0 the reactor may

@@ -8,20 +8,25 @@
 //!   within another callback or a method; until then the reactor keeps connection and handler alive.
 #![allow(unsafe_code)]
 
+mod stable;
+mod table;
 mod tx;
 
 use crate::clock;
 use crate::dma::DmaBuf;
 use crate::engine::{CQE_F_SOCK_NONEMPTY, Completion, OpId, RingOp};
-use crate::reactor::{Reactor, Timer};
+use crate::reactor::Reactor;
 use crate::turn::buffer_of;
+use stable::Stable;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
-use tx::{RecvArena, Spares, TAIL, Tx};
+pub use table::SockStats;
+pub(crate) use table::SockTable;
+use tx::{RecvArena, Spares, Tx};
 
 /// What the owner of a connection is told. Every call comes from the reap phase of the reactor.
 pub trait SockHandler {
@@ -61,9 +66,6 @@ pub enum Next {
 
 /// No progress in sending for this long closes a connection.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a finished connection waits for its peer to close.
-const LINGER: Duration = Duration::from_secs(1);
-const SWEEP: Duration = Duration::from_millis(500);
 const LOW_WATER: usize = 256 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +83,7 @@ enum Phase {
 enum Rx {
     Idle,
     Ring(OpId),
-    Direct { op: OpId, buf: DmaBuf, len: usize, arena: Box<RecvArena> },
+    Direct { op: OpId, buf: DmaBuf, len: usize, arena: Stable<RecvArena> },
 }
 
 type HandOver = Box<dyn FnOnce(&Reactor, OwnedFd)>;
@@ -119,120 +121,6 @@ pub struct Sock(Rc<Inner>);
 impl std::fmt::Debug for Sock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sock").field("fd", &self.0.raw).field("phase", &self.0.phase.get()).finish()
-    }
-}
-
-/// Connections of a reactor.
-pub(crate) struct SockTable {
-    all: RefCell<Vec<Option<Rc<Inner>>>>,
-    free: RefCell<Vec<usize>>,
-    count: Cell<usize>,
-    dirty: RefCell<Vec<Rc<Inner>>>,
-    flushing: RefCell<Vec<Rc<Inner>>>,
-    spares: RefCell<Spares>,
-    sweep: RefCell<Option<Timer>>,
-}
-
-impl SockTable {
-    pub(crate) fn new() -> Self {
-        SockTable {
-            all: RefCell::default(),
-            free: RefCell::default(),
-            count: Cell::new(0),
-            dirty: RefCell::default(),
-            flushing: RefCell::default(),
-            spares: RefCell::default(),
-            sweep: RefCell::default(),
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count.get() == 0
-    }
-
-    #[inline]
-    pub(crate) fn has_dirty(&self) -> bool {
-        !self.dirty.borrow().is_empty()
-    }
-
-    /// End of turn: arms receives that were put off, starts sends, ends connections that are done.
-    #[inline]
-    pub(crate) fn flush(&self, reactor: &Reactor) {
-        if self.has_dirty() {
-            self.flush_dirty(reactor);
-        }
-    }
-
-    fn flush_dirty(&self, reactor: &Reactor) {
-        let mut list = std::mem::take(&mut *self.flushing.borrow_mut());
-        std::mem::swap(&mut list, &mut *self.dirty.borrow_mut());
-        for s in list.drain(..) {
-            s.dirty.set(false);
-            Sock(s).flush(reactor);
-        }
-        *self.flushing.borrow_mut() = list;
-    }
-
-    fn add(&self, s: &Rc<Inner>) {
-        let mut all = self.all.borrow_mut();
-        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            all.push(None);
-            all.len() - 1
-        });
-        all[slot] = Some(s.clone());
-        s.slot.set(slot);
-        self.count.set(self.count.get() + 1);
-        if self.sweep.borrow().is_none() {
-            let timer = s.reactor.every(SWEEP, |r| r.0.socks.sweep());
-            *self.sweep.borrow_mut() = Some(timer);
-        }
-    }
-
-    fn remove(&self, slot: usize) {
-        let gone = self.all.borrow_mut()[slot].take();
-        if gone.is_some() {
-            self.free.borrow_mut().push(slot);
-            self.count.set(self.count.get() - 1);
-            if self.is_empty() {
-                let timer = self.sweep.borrow_mut().take();
-                drop(timer);
-            }
-        }
-    }
-
-    fn snapshot(&self) -> Vec<Sock> {
-        self.all.borrow().iter().flatten().cloned().map(Sock).collect()
-    }
-
-    pub(crate) fn close_all(&self, _reactor: &Reactor) {
-        for s in self.snapshot() {
-            s.close();
-        }
-    }
-
-    /// Closes connections whose peer does not take what is sent to it.
-    fn sweep(&self) {
-        let now = clock::rdtsc();
-        let late = |s: &&Rc<Inner>| {
-            let age = now.saturating_sub(s.progress.get());
-            match s.phase.get() {
-                Phase::Open | Phase::Leaving => s.tx_op.get().is_some() && age > s.send_timeout.get(),
-                Phase::Finishing if s.lingering.get() => age > clock::ticks(LINGER),
-                Phase::Finishing => age > s.send_timeout.get(),
-                Phase::Closing | Phase::Closed => false,
-            }
-        };
-        let late: Vec<Sock> = self.all.borrow().iter().flatten().filter(late).cloned().map(Sock).collect();
-        for s in late {
-            let e = match s.0.lingering.get() {
-                true => io::Error::from(io::ErrorKind::ConnectionAborted),
-                false => io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("the peer took none of {} bytes for too long", s.queued()),
-                ),
-            };
-            s.fail(e);
-        }
     }
 }
 
@@ -455,11 +343,11 @@ impl Sock {
                     "direct receive of {len} bytes at {off} into a buffer of {}",
                     buf.len()
                 );
-                let mut arena = s.reactor.0.socks.spares.borrow_mut().recv_arena();
-                // SAFETY: the range is within `buf`, which `rx` holds until the receive completed.
-                let msg = unsafe { arena.aim(buf.as_ptr().wrapping_add(off), len) };
+                let arena = s.reactor.0.socks.spares.borrow_mut().recv_arena();
+                let msg = arena.aim(buf.as_ptr().wrapping_add(off), len);
                 let op = RingOp::RecvMsg { fd: s.raw, msg, poll_first };
-                // SAFETY: arena (boxed) and buffer are held in `rx` until `on_direct` takes them; the context is counted.
+                // SAFETY: arena and buffer, which the range is within, are held in `rx` until `on_direct` takes them; the
+                // context is counted.
                 let op = unsafe { s.reactor.submit(op, self.completion(on_direct)) };
                 *s.rx.borrow_mut() = Rx::Direct { op, buf, len, arena };
             }
@@ -500,8 +388,13 @@ impl Sock {
                 self.fail(io::ErrorKind::UnexpectedEof.into());
             }
             (_, libc::ENOBUFS) => {
-                // All slices are out. They come back before the turn ends: try again then, with more of them.
-                if let Some(e) = s.reactor.0.engine.uring() {
+                // All slices are out. They come back before the turn ends: try again then, with more of them (doubled once
+                // for all that starved in this batch).
+                let table = &s.reactor.0.socks;
+                table.starved.set(table.starved.get() + 1);
+                if table.grown.replace(s.reactor.now()) != s.reactor.now()
+                    && let Some(e) = s.reactor.0.engine.uring()
+                {
                     e.rx_grow();
                 }
                 *s.want.borrow_mut() = Some(again);
@@ -636,7 +529,7 @@ unsafe fn on_direct(ctx: *mut (), res: i32, flags: u32) {
     if res > 0 && s.phase.get() == Phase::Open {
         let total = res as usize;
         let n = total.min(len);
-        let tail = &arena.tail[..(total - n).min(TAIL)];
+        let tail = arena.tail(total - n);
         sock.received(total, flags, |h| h.on_direct(&sock, buf, n, tail));
     } else if res > 0 {
         sock.mark();

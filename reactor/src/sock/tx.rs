@@ -2,6 +2,7 @@
 //! that is in flight.
 #![allow(unsafe_code)]
 
+use super::stable::{Stable, Zeroed};
 use crate::dma::DmaBuf;
 use std::collections::VecDeque;
 
@@ -16,69 +17,78 @@ const SPARES: usize = 64;
 
 /// The memory a send needs while it is in flight.
 pub(crate) struct SendArena {
-    pub(crate) msg: libc::msghdr,
+    msg: libc::msghdr,
     iov: [libc::iovec; VECTORS],
 }
 
 /// The memory a direct receive needs while it is in flight.
 pub(crate) struct RecvArena {
-    pub(crate) msg: libc::msghdr,
+    msg: libc::msghdr,
     iov: [libc::iovec; 2],
-    pub(crate) tail: [u8; TAIL],
+    tail: [u8; TAIL],
 }
+
+/// Copied bytes.
+type Bytes = [u8; SEGMENT];
+
+// SAFETY: C structures whose zero is null pointers and no length.
+unsafe impl Zeroed for SendArena {}
+// SAFETY: as above, and bytes.
+unsafe impl Zeroed for RecvArena {}
+// SAFETY: bytes.
+unsafe impl Zeroed for Bytes {}
 
 /// Bytes a direct receive may take beyond the asked ones.
 pub(crate) const TAIL: usize = 4096;
 
-impl RecvArena {
+impl Stable<RecvArena> {
     /// Points the receive at `ptr..ptr + len` and then at the tail.
-    ///
-    /// # Safety
-    /// That memory is valid for writes until the receive completed.
-    pub(crate) unsafe fn aim(&mut self, ptr: *mut u8, len: usize) -> *mut libc::msghdr {
-        self.iov[0] = libc::iovec { iov_base: ptr.cast(), iov_len: len };
-        self.iov[1] = libc::iovec { iov_base: self.tail.as_mut_ptr().cast(), iov_len: TAIL };
-        self.msg.msg_iov = self.iov.as_mut_ptr();
-        self.msg.msg_iovlen = 2;
-        &mut self.msg
+    pub(crate) fn aim(&self, ptr: *mut u8, len: usize) -> *mut libc::msghdr {
+        let a = self.ptr();
+        // SAFETY: the arena is ours and nothing is in flight over it.
+        unsafe {
+            let tail = (&raw mut (*a).tail).cast();
+            (*a).iov =
+                [libc::iovec { iov_base: ptr.cast(), iov_len: len }, libc::iovec { iov_base: tail, iov_len: TAIL }];
+            (*a).msg.msg_iov = (&raw mut (*a).iov).cast();
+            (*a).msg.msg_iovlen = 2;
+            &raw mut (*a).msg
+        }
     }
 
     /// Where in `buf` the receive was aimed.
     pub(crate) fn offset_in(&self, buf: &DmaBuf) -> usize {
-        self.iov[0].iov_base as usize - buf.as_ptr() as usize
+        // SAFETY: the arena is ours and the receive over it has ended.
+        unsafe { (*self.ptr()).iov[0].iov_base as usize - buf.as_ptr() as usize }
+    }
+
+    /// The first `n` bytes of the tail, after the receive has ended.
+    pub(crate) fn tail(&self, n: usize) -> &[u8] {
+        // SAFETY: as above; the tail was zeroed when it was made.
+        unsafe { std::slice::from_raw_parts((&raw const (*self.ptr()).tail).cast(), n.min(TAIL)) }
     }
 }
 
 /// Spare memory of a reactor's connections, so that an idle connection holds none and a busy one does not allocate.
 #[derive(Default)]
 pub(crate) struct Spares {
-    segments: Vec<Box<[u8; SEGMENT]>>,
-    send: Vec<Box<SendArena>>,
-    recv: Vec<Box<RecvArena>>,
+    segments: Vec<Stable<Bytes>>,
+    send: Vec<Stable<SendArena>>,
+    recv: Vec<Stable<RecvArena>>,
 }
 
 impl Spares {
-    fn segment(&mut self) -> Box<[u8; SEGMENT]> {
-        self.segments.pop().unwrap_or_else(|| Box::new([0; SEGMENT]))
+    pub(crate) fn recv_arena(&mut self) -> Stable<RecvArena> {
+        self.recv.pop().unwrap_or_else(Stable::new)
     }
 
-    fn send_arena(&mut self) -> Box<SendArena> {
-        // SAFETY: both are plain C structures for which zero (null pointers, no length) is valid.
-        self.send.pop().unwrap_or_else(|| unsafe { Box::new_zeroed().assume_init() })
-    }
-
-    pub(crate) fn recv_arena(&mut self) -> Box<RecvArena> {
-        // SAFETY: as above, and bytes.
-        self.recv.pop().unwrap_or_else(|| unsafe { Box::new_zeroed().assume_init() })
-    }
-
-    pub(crate) fn keep_recv(&mut self, a: Box<RecvArena>) {
+    pub(crate) fn keep_recv(&mut self, a: Stable<RecvArena>) {
         if self.recv.len() < SPARES {
             self.recv.push(a);
         }
     }
 
-    fn keep_segment(&mut self, s: Box<[u8; SEGMENT]>) {
+    fn keep_segment(&mut self, s: Stable<Bytes>) {
         if self.segments.len() < SPARES {
             self.segments.push(s);
         }
@@ -86,7 +96,7 @@ impl Spares {
 }
 
 struct Segment {
-    bytes: Box<[u8; SEGMENT]>,
+    bytes: Stable<Bytes>,
     used: usize,
     /// Items of the queue that lie in this segment.
     items: usize,
@@ -105,7 +115,7 @@ pub(crate) struct Tx {
     items: VecDeque<Item>,
     segments: VecDeque<Segment>,
     queued: usize,
-    arena: Option<Box<SendArena>>,
+    arena: Option<Stable<SendArena>>,
 }
 
 impl Tx {
@@ -119,18 +129,21 @@ impl Tx {
     pub(crate) fn push_with(&mut self, spares: &mut Spares, max: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
         assert!(max <= SEGMENT, "at most {SEGMENT} bytes are copied at a time, not {max}");
         if self.segments.back().is_none_or(|s| SEGMENT - s.used < max) {
-            self.segments.push_back(Segment { bytes: spares.segment(), used: 0, items: 0 });
+            let bytes = spares.segments.pop().unwrap_or_else(Stable::new);
+            self.segments.push_back(Segment { bytes, used: 0, items: 0 });
         }
         let seg = self.segments.back_mut().expect("just made");
         let at = seg.used;
-        let n = fill(&mut seg.bytes[at..at + max]);
+        // SAFETY: `at + max` is within the segment, as checked; the kernel and earlier items only read what is before `at`.
+        let ptr = unsafe { seg.bytes.ptr().cast::<u8>().add(at) };
+        // SAFETY: as above, and nobody else refers to these bytes.
+        let n = fill(unsafe { std::slice::from_raw_parts_mut(ptr, max) });
         assert!(n <= max, "{n} bytes written into {max}");
         if n == 0 {
             return;
         }
         seg.used += n;
         self.queued += n;
-        let ptr = seg.bytes[at..].as_ptr();
         match self.items.back_mut() {
             Some(last) if last.owner.is_none() && seg.items > 0 && at > 0 => last.len += n,
             _ => {
@@ -162,21 +175,26 @@ impl Tx {
         if self.arena.is_some() || self.items.is_empty() {
             return None;
         }
-        let mut arena = spares.send_arena();
+        let arena = spares.send.pop().unwrap_or_else(Stable::new);
+        let a = arena.ptr();
         let (mut n, mut bytes) = (0, 0);
-        for (item, iov) in self.items.iter().zip(arena.iov.iter_mut()) {
+        for item in self.items.iter().take(VECTORS) {
             let len = item.len.min(SEND_BUDGET - bytes);
-            *iov = libc::iovec { iov_base: item.ptr.cast_mut().cast(), iov_len: len };
+            // SAFETY: `n` is below VECTORS; the arena is ours and nothing is in flight over it.
+            unsafe { (*a).iov[n] = libc::iovec { iov_base: item.ptr.cast_mut().cast(), iov_len: len } };
             n += 1;
             bytes += len;
             if bytes == SEND_BUDGET {
                 break;
             }
         }
-        arena.msg.msg_iov = arena.iov.as_mut_ptr();
-        arena.msg.msg_iovlen = n;
-        let arena = self.arena.insert(arena);
-        Some(&arena.msg)
+        self.arena = Some(arena);
+        // SAFETY: as above.
+        unsafe {
+            (*a).msg.msg_iov = (&raw mut (*a).iov).cast();
+            (*a).msg.msg_iovlen = n;
+            Some(&raw const (*a).msg)
+        }
     }
 
     /// The send in flight ended after `n` bytes.

@@ -1,0 +1,152 @@
+//! The connections of a reactor: which have something to do at the end of the turn, and which are stuck.
+
+use super::tx::Spares;
+use super::{Inner, Phase, Sock};
+use crate::clock;
+use crate::reactor::{Reactor, Timer};
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a finished connection waits for its peer to close.
+const LINGER: Duration = Duration::from_secs(1);
+/// How often stuck connections are looked for.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// Counters of a reactor's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SockStats {
+    /// Connections, closing ones included.
+    pub connections: usize,
+    /// Receive slices committed.
+    pub rx_slices: usize,
+    /// Bytes of one.
+    pub rx_slice_bytes: usize,
+    /// Receives that found no slice and were tried again.
+    pub rx_starved: u64,
+}
+
+/// Connections of a reactor.
+pub(crate) struct SockTable {
+    all: RefCell<Vec<Option<Rc<Inner>>>>,
+    free: RefCell<Vec<usize>>,
+    count: Cell<usize>,
+    pub(super) dirty: RefCell<Vec<Rc<Inner>>>,
+    flushing: RefCell<Vec<Rc<Inner>>>,
+    pub(super) spares: RefCell<Spares>,
+    sweep: RefCell<Option<Timer>>,
+    /// When receive slices were last added.
+    pub(super) grown: Cell<u64>,
+    /// Receives that found no slice.
+    pub(crate) starved: Cell<u64>,
+}
+
+impl SockTable {
+    pub(crate) fn new() -> Self {
+        SockTable {
+            all: RefCell::default(),
+            free: RefCell::default(),
+            count: Cell::new(0),
+            dirty: RefCell::default(),
+            flushing: RefCell::default(),
+            spares: RefCell::default(),
+            sweep: RefCell::default(),
+            grown: Cell::new(0),
+            starved: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count.get()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.get() == 0
+    }
+
+    #[inline]
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.borrow().is_empty()
+    }
+
+    /// End of turn: arms receives that were put off, starts sends, ends connections that are done.
+    #[inline]
+    pub(crate) fn flush(&self, reactor: &Reactor) {
+        if self.has_dirty() {
+            self.flush_dirty(reactor);
+        }
+    }
+
+    fn flush_dirty(&self, reactor: &Reactor) {
+        let mut list = std::mem::take(&mut *self.flushing.borrow_mut());
+        std::mem::swap(&mut list, &mut *self.dirty.borrow_mut());
+        for s in list.drain(..) {
+            s.dirty.set(false);
+            Sock(s).flush(reactor);
+        }
+        *self.flushing.borrow_mut() = list;
+    }
+
+    pub(super) fn add(&self, s: &Rc<Inner>) {
+        let mut all = self.all.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            all.push(None);
+            all.len() - 1
+        });
+        all[slot] = Some(s.clone());
+        s.slot.set(slot);
+        self.count.set(self.count.get() + 1);
+        if self.sweep.borrow().is_none() {
+            let timer = s.reactor.every(SWEEP, |r| r.0.socks.sweep());
+            *self.sweep.borrow_mut() = Some(timer);
+        }
+    }
+
+    pub(super) fn remove(&self, slot: usize) {
+        let gone = self.all.borrow_mut()[slot].take();
+        if gone.is_some() {
+            self.free.borrow_mut().push(slot);
+            self.count.set(self.count.get() - 1);
+            if self.is_empty() {
+                let timer = self.sweep.borrow_mut().take();
+                drop(timer);
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Vec<Sock> {
+        self.all.borrow().iter().flatten().cloned().map(Sock).collect()
+    }
+
+    pub(crate) fn close_all(&self, _reactor: &Reactor) {
+        for s in self.snapshot() {
+            s.close();
+        }
+    }
+
+    /// Closes connections whose peer does not take what is sent to it.
+    fn sweep(&self) {
+        let now = clock::rdtsc();
+        let late = |s: &&Rc<Inner>| {
+            let age = now.saturating_sub(s.progress.get());
+            match s.phase.get() {
+                Phase::Open | Phase::Leaving => s.tx_op.get().is_some() && age > s.send_timeout.get(),
+                Phase::Finishing if s.lingering.get() => age > clock::ticks(LINGER),
+                Phase::Finishing => age > s.send_timeout.get(),
+                Phase::Closing | Phase::Closed => false,
+            }
+        };
+        let late: Vec<Sock> = self.all.borrow().iter().flatten().filter(late).cloned().map(Sock).collect();
+        for s in late {
+            let e = match s.0.lingering.get() {
+                true => io::Error::from(io::ErrorKind::ConnectionAborted),
+                false => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the peer took none of {} bytes for too long", s.queued()),
+                ),
+            };
+            s.fail(e);
+        }
+    }
+}
