@@ -1,5 +1,6 @@
 //! Which controllers exist, and on which core each is owned. Consulted at Connect and by Identify, never by I/O.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::view::SubsystemView;
@@ -42,8 +43,8 @@ impl Directory {
         }
         for i in 0..size {
             let id = min + ((u32::from(s.next - min) + i) % size) as u16;
-            if !s.controllers.contains_key(&id) {
-                s.controllers.insert(id, owner);
+            if let Entry::Vacant(free) = s.controllers.entry(id) {
+                free.insert(owner);
                 s.next = id.wrapping_add(1);
                 return Some(id);
             }

@@ -92,6 +92,13 @@ impl PollGroup {
         let reactor = g.reactor.clone();
         g.wait_until(&reactor, Some(Duration::from_secs(30)), |g| g.qpairs.borrow().is_empty()).await;
         g.controllers.borrow_mut().clear();
+        // Whoever still holds the group must not hold devices open by it.
+        let mut empty = (*g.view()).clone();
+        empty.subsystems.clear();
+        empty.generation += 1;
+        let empty = Arc::new(empty);
+        g.apply(empty.clone());
+        g.told.replace(empty);
         GROUPS.with(|c| c.borrow_mut().retain(|x| !Rc::ptr_eq(x, &g)));
     }
 
