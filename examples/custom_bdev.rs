@@ -10,7 +10,9 @@ use std::error::Error;
 use std::io::Read;
 use std::sync::Arc;
 
-use longshore::bdev::{Bdev, BdevError, BdevNode, Geometry, IoChannel, IoId, IoRef, Op, Registry, Status, SupportedOps};
+use longshore::bdev::{
+    Bdev, BdevError, BdevNode, Geometry, IoChannel, IoId, IoRef, Op, Registry, Status, SupportedOps,
+};
 use longshore::nvme::wire::AnaState;
 use longshore::nvmf::{Address, NamespaceOptions, SubsystemOptions, Target, TargetError, TrType, TransportOptions};
 use longshore::reactor::{Options, Reactor, Runtime};

@@ -105,7 +105,7 @@ fn drain(server: Option<Server>, app: Arc<App>, runtime: Runtime) -> Result<(), 
     let (done, finished) = mpsc::channel();
     let worker = std::thread::Builder::new().name("drain".into()).spawn(move || {
         drop(server);
-        block_on(close(&app));
+        block_on(app.shutdown());
         drop(app);
         runtime.stop();
         let _ = done.send(());
@@ -116,13 +116,6 @@ fn drain(server: Option<Server>, app: Arc<App>, runtime: Runtime) -> Result<(), 
         Err(RecvTimeoutError::Timeout) => {
             Err(format!("requests were still in flight after {} s of draining: ended without them", DRAIN.as_secs()))
         }
-    }
-}
-
-/// Removes the devices, those built on others first.
-async fn close(app: &Arc<App>) {
-    for node in app.bdevs.list().iter().rev() {
-        let _ = app.bdevs.unregister_node(node).await;
     }
 }
 
