@@ -3,7 +3,7 @@
 
 use longshore_reactor::{Options, Runtime, StartError, file, net, oneshot};
 use std::cell::RefCell;
-use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -37,7 +37,21 @@ fn accepting_pauses_when_descriptors_run_out_and_goes_on_when_they_return() {
     if !inside() {
         return in_child("accepting_pauses_when_descriptors_run_out_and_goes_on_when_they_return");
     }
+    use rustix::net::{AddressFamily, SocketType, connect, socket};
     let rt = Runtime::start(options()).unwrap();
+    let clients: Vec<_> = (0..8).map(|_| socket(AddressFamily::INET, SocketType::STREAM, None).unwrap()).collect();
+    // The limit is on numbers, and free ones below the highest would be used first: fill them.
+    let numbers = std::fs::read_dir("/proc/self/fd").unwrap().map(|e| e.unwrap().file_name());
+    let highest: i32 = numbers.map(|n| n.to_str().unwrap().parse().unwrap()).max().unwrap();
+    let mut fill = Vec::new();
+    while fill.last().is_none_or(|f: &std::fs::File| f.as_raw_fd() <= highest) {
+        fill.push(std::fs::File::open("/dev/null").unwrap());
+    }
+    // Room for the listener and three connections. (An accept keeps the limit that it was armed under.)
+    let next = fill.last().unwrap().as_raw_fd() as u64 + 1;
+    let l = libc::rlimit { rlim_cur: next + 4, rlim_max: 4096 };
+    // SAFETY: a valid structure, only read.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &l) }, 0);
     let (tx, rx) = oneshot::channel();
     let addr = rt.cores()[0]
         .call(|r| {
@@ -57,18 +71,12 @@ fn accepting_pauses_when_descriptors_run_out_and_goes_on_when_they_return() {
         })
         .wait()
         .unwrap();
-    // Eight clients need eight descriptors each side: leave room for eleven.
-    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
-    let l = libc::rlimit { rlim_cur: open + 11, rlim_max: 4096 };
-    // SAFETY: a valid structure, only read.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &l) }, 0);
-    let clients: Vec<_> = (0..8).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    clients.iter().for_each(|c| connect(c, &addr).unwrap());
     assert!(rx.wait_timeout(Duration::from_millis(150)).is_none(), "there are descriptors for three of eight");
     let l = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
     // SAFETY: a valid structure, only read.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &l) }, 0);
     assert_eq!(rx.wait_timeout(Duration::from_secs(10)), Some(Ok(())));
-    drop(clients);
     rt.stop();
 }
 
