@@ -35,6 +35,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/malloc/store.rs", "blocks shared by cores"),
     ("bdev/src/queue.rs", "intrusive lists of requests"),
     ("perf/src/ceiling/uring.rs", "the raw ring of the ceiling"),
+    ("perf/src/local.rs", "requests in several pieces of memory"),
     ("reactor/src/clock.rs", "the time stamp counter"),
     ("reactor/src/dma.rs", "pool memory"),
     ("reactor/src/engine/seam.rs", "operations lent memory until they end"),

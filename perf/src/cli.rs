@@ -97,7 +97,8 @@ pub(crate) struct RunArgs {
     /// Without subnqn, every subsystem of the discovery log. May be given several times
     #[arg(short = 'r', long, value_name = "TRID", help_heading = "What to load")]
     pub(crate) transport: Vec<TransportId>,
-    /// Local bdev: a name from --config, or null[:SIZE[:BLOCK]], malloc:SIZE[:BLOCK]
+    /// Local bdev: a name from --config, or null[:SIZE[:BLOCK]], malloc:SIZE[:BLOCK],
+    /// file:PATH
     #[arg(long, value_name = "NAME", conflicts_with = "transport", help_heading = "What to load")]
     pub(crate) bdev: Option<String>,
     /// JSON configuration (as `save_config` writes it) that makes the bdevs of --bdev

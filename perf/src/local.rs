@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use longshore_bdev::malloc::Malloc;
 use longshore_bdev::null::Null;
+use longshore_bdev::uring;
 use longshore_bdev::{BdevDesc, Channel, Geometry, IoFlags, IoRef, IoVec, Op, Registry, Submitter};
 use longshore_reactor::{CoreHandle, DmaBuf};
 use longshore_rpc::app::{App, Parts};
@@ -31,12 +32,17 @@ pub(crate) struct LocalBdev {
 }
 
 impl LocalBdev {
-    /// Makes a device of a kind that needs no configuration: `null[:SIZE[:BLOCK]]` or `malloc:SIZE[:BLOCK]`.
+    /// Makes a device of a kind that needs no configuration: `null[:SIZE[:BLOCK]]`, `malloc:SIZE[:BLOCK]` or `file:PATH`.
     ///
     /// # Errors
     /// The text is of no such kind, or the device cannot be made.
     pub(crate) fn built_in(spec: &str) -> Result<LocalBdev, String> {
         let registry = Registry::new();
+        if let Some(path) = spec.strip_prefix("file:") {
+            uring::create(&registry, uring::Options::new(spec, path, uring::Family::Uring))
+                .map_err(|e| e.to_string())?;
+            return LocalBdev::open(&registry, spec);
+        }
         let mut parts = spec.split(':');
         let kind = parts.next().unwrap_or_default();
         let size = parts.next().map(parse_size).transpose()?;
@@ -53,7 +59,7 @@ impl LocalBdev {
             ("malloc", None) => return Err("'malloc' needs a size: malloc:64M".into()),
             _ => {
                 return Err(format!(
-                    "'{kind}' is no kind of device that can be made without --config: use null[:SIZE[:BLOCK]] or malloc:SIZE[:BLOCK]"
+                    "'{kind}' is no kind of device that can be made without --config: use null[:SIZE[:BLOCK]], malloc:SIZE[:BLOCK] or file:PATH"
                 ));
             }
         };

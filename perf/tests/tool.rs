@@ -99,6 +99,31 @@ fn verification_passes_on_a_device_that_stores_and_fails_on_one_that_does_not() 
 }
 
 #[test]
+fn a_file_keeps_what_its_journal_says_from_one_run_to_the_next() {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let disk = dir.join(format!("disk-{}", std::process::id()));
+    let journal = dir.join(format!("journal-{}", std::process::id()));
+    std::fs::write(&disk, vec![0; 1 << 20]).expect("a file");
+    let (d, j, c) = (disk.display(), journal.display(), core());
+    for seed in 1..3 {
+        let v = json(&format!(
+            "--bdev file:{d} -c {c} -q 4 -w verify -d 300 -t 60 --seed {seed} --fua 50 --verify-journal {j} --json"
+        ));
+        assert_eq!((v["writes"].as_u64(), v["mismatches"].as_u64()), (Some(300), Some(0)));
+        let v = json(&format!("--bdev file:{d} -c {c} --verify-check {j} --json"));
+        assert_eq!(v["mismatches"], 0);
+    }
+    // One block of what was written, put back to zeroes behind its back.
+    let mut bytes = std::fs::read(&disk).expect("the file");
+    let at = bytes.chunks(512).position(|b| b.iter().any(|&x| x != 0)).expect("something was written") * 512;
+    bytes[at..at + 512].fill(0);
+    std::fs::write(&disk, bytes).expect("the file");
+    let out = perf(&format!("--bdev file:{d} -c {c} --verify-check {j}"));
+    assert_eq!(out.status.code(), Some(2), "{}", String::from_utf8_lossy(&out.stderr));
+    std::fs::remove_file(disk).and_then(|()| std::fs::remove_file(journal)).expect("both are there");
+}
+
+#[test]
 fn a_journal_tells_a_device_that_lost_its_writes() {
     let journal = std::env::temp_dir().join(format!("longshore-perf-tool-{}", std::process::id()));
     let path = journal.display();

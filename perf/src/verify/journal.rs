@@ -107,10 +107,11 @@ impl Journal {
             // A record cut short by a kill would shift all that follow.
             file.set_len(len - len % RECORD as u64).map_err(|e| fail(&e))?;
             let h = History::read(&mut file).map_err(|e| fail(&e))?;
-            if h.header != header {
+            // The seed is the one that the journal began with, whatever this run would have chosen.
+            if (h.header.block_size, h.header.unit_blocks) != (header.block_size, header.unit_blocks) {
                 return Err(fail(&format!(
-                    "it was made with seed {}, {} bytes per block, {} blocks per write; use the same or another file",
-                    h.header.seed, h.header.block_size, h.header.unit_blocks
+                    "it is of writes of {} blocks of {} bytes; use the same -o, or another file",
+                    h.header.unit_blocks, h.header.block_size
                 )));
             }
             h
@@ -336,14 +337,14 @@ mod tests {
         j.add(ack(4, 1)).unwrap();
         drop(j);
         OpenOptions::new().append(true).open(&path).unwrap().write_all(&[1, 0, 0]).unwrap();
-        let (j, h) = Journal::open(&path, HEADER).unwrap();
-        assert_eq!(h.units[&4].newest, 1);
+        let (j, h) = Journal::open(&path, Header { seed: 99, ..HEADER }).unwrap();
+        assert_eq!((h.units[&4].newest, h.header.seed), (1, 3));
         j.add(sub(4, 2)).unwrap();
         drop(j);
         let h = History::load(&path).unwrap().expect(After::Kill);
         assert_eq!((h.units[&4].required, &h.units[&4].possible[..]), (1, &[2][..]));
         let other = Header { unit_blocks: 4, ..HEADER };
-        assert!(Journal::open(&path, other).err().unwrap().contains("2 blocks per write"));
+        assert!(Journal::open(&path, other).err().unwrap().contains("2 blocks of 4096 bytes"));
         std::fs::remove_file(&path).unwrap();
     }
 
