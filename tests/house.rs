@@ -47,6 +47,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("reactor/src/op.rs", "memory lent to the ring by futures"),
     ("reactor/src/reactor.rs", "completions of the ring"),
     ("reactor/src/sock/mod.rs", "memory lent to the ring by connections"),
+    ("reactor/src/turn.rs", "the loop: completions of the ring"),
     ("reactor/src/sock/tx.rs", "vectors and headers of a send in flight"),
 ];
 
