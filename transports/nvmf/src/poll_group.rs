@@ -55,6 +55,9 @@ pub struct PollGroup {
     pub(crate) counters: Counters,
 }
 
+/// How often what does not end is aborted again.
+pub(crate) const ABORT_AGAIN: Duration = Duration::from_millis(50);
+
 thread_local! {
     static GROUPS: RefCell<Vec<Rc<PollGroup>>> = const { RefCell::new(Vec::new()) };
 }
@@ -219,16 +222,21 @@ impl PollGroup {
             live.watchers.borrow_mut().push(tx);
             self.put_namespace(live);
         }
-        let weak = Rc::downgrade(self);
-        let abort = reactor.timer(limit, move |_| {
-            if let Some(g) = weak.upgrade() {
+        let (weak, r) = (Rc::downgrade(self), reactor.clone());
+        let abort = reactor.spawn(async move {
+            r.sleep(limit).await;
+            // More than once: a request on its way between two layers is found by none of them.
+            while let Some(g) = weak.upgrade() {
                 g.abort_on(key);
+                drop(g);
+                r.sleep(ABORT_AGAIN).await;
             }
         });
         let (quit_tx, quit_rx) = oneshot::channel::<()>();
-        let quit = reactor.timer(limit * 2 + Duration::from_millis(100), move |_| drop(quit_tx));
+        let quit = reactor.timer(limit * 2 + Duration::from_secs(1), move |_| drop(quit_tx));
         first_of(rx, quit_rx).await;
-        drop((abort, quit));
+        abort.abort();
+        drop(quit);
     }
 
     fn abort_on(&self, key: u64) {

@@ -20,14 +20,14 @@ use std::sync::Arc;
 use longshore_bdev::{IoRef, IoWaiter, Submitter};
 use longshore_nvme::wire::fabrics::ConnectCmd;
 use longshore_nvme::wire::{Cqe, Sqe, Status};
-use longshore_reactor::DmaBuf;
+use longshore_reactor::{DmaBuf, Timer};
 
 use crate::access::Access;
 use crate::controller::Controller;
 use crate::io;
 use crate::options::TransportOptions;
 use crate::place::Placement;
-use crate::poll_group::PollGroup;
+use crate::poll_group::{ABORT_AGAIN, PollGroup};
 use crate::request::{Begin, Kind, Phase, Request};
 use crate::transport::{Disconnect, QpairTransport};
 use crate::{admin, connect};
@@ -78,6 +78,8 @@ pub struct Qpair {
     pub(crate) reserve: RefCell<Option<DmaBuf>>,
     then: RefCell<Option<Box<dyn FnOnce()>>>,
     disconnecting: Cell<bool>,
+    /// While the connection ends: aborts again what was between two layers of a device and was found by none.
+    aborter: RefCell<Option<Timer>>,
     _place: Placement,
 }
 
@@ -116,6 +118,7 @@ impl Qpair {
             reserve: RefCell::new(None),
             then: RefCell::new(None),
             disconnecting: Cell::new(false),
+            aborter: RefCell::new(None),
             _place: place,
         });
         group.add_qpair(&qp);
@@ -355,9 +358,7 @@ impl Qpair {
             self.complete(slot, Status::ABORTED_SQ_DELETION);
         }
         io::fused::closing(self);
-        for slot in 0..self.slots() {
-            self.abort_in_device(slot);
-        }
+        self.abort_all();
         for r in &*self.slots {
             let mut r = r.borrow_mut();
             if matches!(r.phase, Phase::Begun | Phase::Done) {
@@ -365,7 +366,22 @@ impl Qpair {
             }
         }
         self.busy.set(self.busy.get() - 1);
+        if self.busy.get() != 0 {
+            let weak = Rc::downgrade(self);
+            let again = self.group.reactor().every(ABORT_AGAIN, move |_| {
+                if let Some(q) = weak.upgrade() {
+                    q.abort_all();
+                }
+            });
+            *self.aborter.borrow_mut() = Some(again);
+        }
         self.finish_if_idle();
+    }
+
+    fn abort_all(&self) {
+        for slot in 0..self.slots() {
+            self.abort_in_device(slot);
+        }
     }
 
     /// Aborts the block layer's request of a command, if it has one.
@@ -388,6 +404,7 @@ impl Qpair {
         }
         self.life.set(Life::Closed);
         *self.reserve.borrow_mut() = None;
+        *self.aborter.borrow_mut() = None;
         let then = self.then.borrow_mut().take();
         self.group.qpair_gone(self);
         if let Some(f) = then {
