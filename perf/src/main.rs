@@ -3,6 +3,8 @@
 mod ceiling;
 mod cli;
 mod cpu;
+#[allow(dead_code)] // printed once the NVMe/TCP side is there
+mod describe;
 mod lane;
 mod latency;
 mod load;
