@@ -127,6 +127,9 @@ pub(crate) struct RunArgs {
     /// Percentage of reads in rw and randrw [default: 50]
     #[arg(short = 'M', long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100), help_heading = "Load")]
     pub(crate) rwmixread: Option<u8>,
+    /// Skew random offsets: the k-th place is drawn with a probability proportional to 1 / k^THETA
+    #[arg(short = 'F', long, value_name = "THETA", help_heading = "Load")]
+    pub(crate) zipf: Option<f64>,
     /// Seconds to measure, after the warm-up
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds, help_heading = "Load")]
     pub(crate) time: f64,
@@ -242,8 +245,6 @@ pub(crate) struct Foreign {
     max_completion_per_poll: Option<u32>,
     #[arg(short = 'D', long, hide = true)]
     disable_sq_cmb: bool,
-    #[arg(short = 'F', long, hide = true)]
-    zipf: Option<f64>,
     #[arg(short = 'G', long, hide = true)]
     enable_debug: bool,
     #[arg(short = 'N', long, hide = true)]
@@ -291,10 +292,6 @@ impl Foreign {
         let refused = [
             (!self.allowed_pci_addr.is_empty(), "-b: there is no PCIe driver yet; name a target with -r"),
             (self.metadata.is_some(), "-e: protection information is not built yet"),
-            (
-                self.zipf.is_some(),
-                "-F: the zipf distribution is not built yet; use randread, with --span for a hot set",
-            ),
             (self.buffer_alignment.is_some_and(|a| a > 4096), "-A: buffers are aligned to 4096 bytes, not more"),
             (self.enable_vmd, "-V: there is no PCIe driver yet"),
             (self.tls_version.is_some(), "--tls-version: TLS is not built yet"),
@@ -546,7 +543,6 @@ mod tests {
     fn options_that_would_change_the_result_are_refused_by_name() {
         for (line, part) in [
             ("--bdev null -e PRACT=1", "-e"),
-            ("--bdev null -F 1.1", "-F"),
             ("--bdev null --psk-path /k", "psk"),
             ("--bdev null -A 8192", "-A"),
             ("--bdev null -b 0000:00:01.0", "-b"),

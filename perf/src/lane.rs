@@ -10,6 +10,7 @@ use longshore_reactor::{DmaBuf, rdtsc, tick_rate};
 
 use crate::latency::Latency;
 use crate::random::Random;
+use crate::zipf::Zipf;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub(crate) struct Plan {
     pub(crate) start_unit: u64,
     /// Offsets at random.
     pub(crate) random: bool,
+    /// Offsets at random and skewed.
+    pub(crate) zipf: Option<Zipf>,
     /// Percentage of reads.
     pub(crate) reads: u8,
     /// Percentage of writes with FUA.
@@ -186,7 +189,12 @@ impl<P: Port> Lane<P> {
                 self.since_flush.set(n);
             }
         }
-        let unit = if plan.random {
+        let unit = if let Some(z) = &plan.zipf {
+            let mut random = self.random.get();
+            let unit = z.draw(&mut random);
+            self.random.set(random);
+            unit
+        } else if plan.random {
             ((u128::from(high) * u128::from(plan.units)) >> 64) as u64
         } else {
             let u = self.next_unit.get();

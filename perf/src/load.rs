@@ -18,6 +18,7 @@ use crate::report::Report;
 use crate::run::{self, Schedule};
 use crate::units;
 use crate::verify::{self, After, Checked, Header, History, Journal, VerifyPlan};
+use crate::zipf::Zipf;
 
 /// How a run ended, for the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,12 @@ fn check(a: &RunArgs) -> Result<(), String> {
     let mixed = matches!(a.workload, Workload::Rw | Workload::Randrw);
     if a.rwmixread.is_some() && !mixed {
         return Err(format!("-M is for rw and randrw, not for {}", a.workload.name()));
+    }
+    if a.zipf.is_some() && (!a.workload.random() || a.workload == Workload::Verify) {
+        return Err(format!("-F is for randread, randwrite and randrw, not for {}", a.workload.name()));
+    }
+    if a.zipf.is_some_and(|theta| !(0.0..=10.0).contains(&theta)) {
+        return Err("-F: theta is a number from 0 (uniform) to 10".into());
     }
     if a.io_size > MAX_IO_SIZE {
         return Err(format!("-o {}: at most {} per request", a.io_size, units::size(u64::from(MAX_IO_SIZE))));
@@ -196,6 +203,7 @@ fn plan(a: &RunArgs, e: &Extent, core: usize) -> Plan {
         // Sequential cores start apart from each other.
         start_unit: e.units / cores * core as u64,
         random: a.workload.random(),
+        zipf: a.zipf.filter(|&theta| theta > 0.0).map(|theta| Zipf::new(e.units, theta)),
         reads: match a.workload {
             Workload::Read | Workload::Randread => 100,
             Workload::Rw | Workload::Randrw => a.rwmixread.unwrap_or(50),
@@ -272,6 +280,7 @@ fn job(a: &RunArgs, target: Value) -> Value {
         "target": target,
         "workload": a.workload.name(),
         "rwmixread": if matches!(a.workload, Workload::Rw | Workload::Randrw) { json!(a.rwmixread.unwrap_or(50)) } else { Value::Null },
+        "zipf": a.zipf,
         "io_size": a.io_size,
         "io_unit_size": a.io_unit_size.unwrap_or(a.io_size).min(a.io_size),
         "io_depth": a.io_depth,

@@ -16,6 +16,7 @@ mod run;
 mod trid;
 mod units;
 mod verify;
+mod zipf;
 
 use std::process::ExitCode;
 

@@ -176,6 +176,7 @@ fn mistakes_are_answered_with_one_line_and_a_status() {
         ("--bdev null -o 4M", "2 MiB"),
         ("--bdev malloc:1M --span 2M", "1 MiB"),
         ("--bdev null -M 10", "-M"),
+        ("--bdev null -w read -F 1", "-F"),
         ("--bdev null -O 510", "multiple of 4"),
         ("--bdev null -o 64K -O 4", "pieces"),
         ("--bdev null --fua 10", "--fua"),
