@@ -325,7 +325,7 @@ def show(result):
     """Prints a result; plain success says nothing."""
     if result is True:
         return
-    print(result if isinstance(result, str) else json.dumps(result, indent=2), flush=True)
+    print(json.dumps(result, indent=2), flush=True)
 
 
 def run_lines(client, lines):

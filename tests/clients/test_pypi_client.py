@@ -2,73 +2,28 @@
 
     pip install spdk==26.9
     LONGSHORE=target/release/longshore SPDK_RPC=$(which spdk-rpc) python3 -m unittest discover -s tests/clients
-
-Each test has a daemon of its own, in a scratch folder; nothing else of the machine is touched.
 """
 
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
-import tempfile
-import time
 import unittest
-from pathlib import Path
 
-DAEMON = Path(os.environ.get("LONGSHORE", "target/release/longshore")).resolve()
+from daemon import DaemonTest
+
 CLIENT = os.environ.get("SPDK_RPC", "spdk-rpc")
 NQN = "nqn.2016-06.io.spdk:cnode1"
 HOST = "nqn.2014-08.org.nvmexpress:uuid:6c6f6e67-0000-4000-8000-000000000001"
-START_SECONDS = 30
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Failed(Exception):
     """The client ended with a status other than 0; the text is what it printed."""
 
 
-class ClientTest(unittest.TestCase):
-    maxDiff = None
-
-    def setUp(self):
-        self.folder = Path(tempfile.mkdtemp(prefix="longshore-client."))
-        self.addCleanup(shutil.rmtree, self.folder)
-        self.socket = self.folder / "rpc.sock"
-        self.port = free_port()
-        self.daemon = None
-        self.addCleanup(self.stop)
-
-    def start(self, *options):
-        log = open(self.folder / "log", "ab")
-        self.addCleanup(log.close)
-        self.daemon = subprocess.Popen([DAEMON, "-r", self.socket, "-m", "0x1", *options], stdin=subprocess.DEVNULL,
-                                       stdout=log, stderr=log, cwd=self.folder)
-        end = time.monotonic() + START_SECONDS
-        while not self.socket.exists():
-            if self.daemon.poll() is not None or time.monotonic() > end:
-                self.fail(f"no RPC socket: {(self.folder / 'log').read_text()}")
-            time.sleep(0.01)
-        if "--wait-for-rpc" not in options:
-            self.rpc("framework_wait_init")
-
-    def stop(self):
-        if self.daemon is None:
-            return
-        self.daemon.send_signal(signal.SIGTERM)
-        try:
-            status = self.daemon.wait(20)
-        except subprocess.TimeoutExpired:
-            self.daemon.kill()
-            status = self.daemon.wait()
-        self.daemon = None
-        self.assertEqual(status, 0, (self.folder / "log").read_text()[-2000:])
+class ClientTest(DaemonTest):
+    def wait_init(self):
+        self.rpc("framework_wait_init")
 
     def client(self, *words, stdin=None):
         run = subprocess.run([CLIENT, "-s", self.socket, *map(str, words)], input=stdin, capture_output=True, text=True,
@@ -92,12 +47,6 @@ class ClientTest(unittest.TestCase):
 
     def names(self):
         return sorted(b["name"] for b in self.rpc("bdev_get_bdevs"))
-
-    def file(self, name):
-        path = self.folder / name
-        with open(path, "wb") as f:
-            os.posix_fallocate(f.fileno(), 0, 16 << 20)
-        return path
 
     def create_every_kind(self):
         self.assertEqual(self.rpc("bdev_malloc_create", "-b", "M0", 16, 512), "M0")
