@@ -145,6 +145,11 @@ pub trait Bdev: Any + Send + Sync {
         false
     }
 
+    /// The device holds no data: every read is zeroes, whatever was written.
+    fn holds_no_data(&self) -> bool {
+        false
+    }
+
     /// Names of the devices directly below this one.
     fn base_names(&self) -> Vec<String> {
         Vec::new()

@@ -79,6 +79,8 @@ impl IoFlags {
     pub const MAY_UNMAP: IoFlags = IoFlags(2);
     /// Write zeroes must not deallocate.
     pub const NO_UNMAP: IoFlags = IoFlags(4);
+    /// A read from a device that holds no data may leave its buffer as it is: what the buffer held is no secret.
+    pub const KEEP_BUFFER: IoFlags = IoFlags(8);
 
     /// True if every bit of `other` is set.
     pub const fn has(self, other: IoFlags) -> bool {

@@ -1,4 +1,6 @@
-//! A device that takes every write and reads nothing: buffers of reads keep what they held.
+//! A device that takes every write and reads zeroes.
+//!
+//! A reader that only measures says [`IoFlags::KEEP_BUFFER`], and no byte is touched.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::Reactor;
 
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
-use crate::io::{IoId, IoRef, Op};
+use crate::io::{IoFlags, IoId, IoRef, Op};
 use crate::node::BdevNode;
 use crate::registry::BdevError;
 
@@ -43,6 +45,10 @@ impl Bdev for Null {
         Ok(Box::new(NullChannel))
     }
 
+    fn holds_no_data(&self) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -52,11 +58,37 @@ struct NullChannel;
 
 impl IoChannel for NullChannel {
     #[inline(never)]
-    fn submit(&self, io: IoRef) {
+    fn submit(&self, mut io: IoRef) {
+        // Buffers come from a pool: without this a reader would see what others left in them.
+        if io.op() == Op::Read && !io.flags().has(IoFlags::KEEP_BUFFER) {
+            io.segments_mut().for_each(|s| s.fill(0));
+        }
         io.complete_later(Status::SUCCESS);
     }
 
     fn abort(&self, _: IoId) -> bool {
         false // every request already has its outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Registry;
+    use crate::testing::run;
+
+    #[test]
+    fn a_read_gives_zeroes_and_not_what_others_left_in_the_buffer() {
+        let (status, clean) = run(|r| async move {
+            let registry = Registry::new();
+            registry.register("n", None, Null::new(Geometry::plain(512, 64))).expect("registered");
+            let desc = registry.open("n", false, Box::new(|_| {})).expect("open");
+            let mut buf = r.dma().alloc(4096).expect("memory");
+            buf.get_mut().expect("unique").fill(0xa5);
+            let (status, buf) = desc.channel().expect("channel").read(0, 8, buf).await;
+            (status, buf.expect("buffer").as_slice().iter().all(|&b| b == 0))
+        });
+        assert_eq!(status, Status::SUCCESS);
+        assert!(clean);
     }
 }

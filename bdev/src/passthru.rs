@@ -108,6 +108,10 @@ impl Bdev for Passthru {
         self.base.close();
     }
 
+    fn holds_no_data(&self) -> bool {
+        self.base.node().device().holds_no_data()
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -240,7 +240,7 @@ fn local_load(a: &RunArgs, name: &str, runtime: &Runtime, bdev: &Arc<LocalBdev>,
     let (args, dev) = (a.clone(), bdev.clone());
     let cores = run::run(runtime.cores(), &schedule, async move |r: Reactor| {
         let channel = dev.channel()?;
-        Ok(vec![Lane::new(LocalPort::new(channel), plan(&args, &e, r.index()))])
+        Ok(vec![Lane::new(LocalPort::new(channel, false), plan(&args, &e, r.index()))])
     })?;
     drop(line);
     let report = Report {

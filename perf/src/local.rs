@@ -134,6 +134,7 @@ impl LocalBdev {
 /// A bdev on one core, for lanes.
 pub(crate) struct LocalPort {
     channel: Channel,
+    read_flags: IoFlags,
     /// Memory of requests that have several pieces. Requests hold their lane, and with it this, until they end.
     vectors: RefCell<Vec<Vector>>,
 }
@@ -145,8 +146,10 @@ struct Vector {
 }
 
 impl LocalPort {
-    pub(crate) fn new(channel: Channel) -> LocalPort {
-        LocalPort { channel, vectors: RefCell::default() }
+    /// `contents` says that what is read will be looked at.
+    pub(crate) fn new(channel: Channel, contents: bool) -> LocalPort {
+        let read_flags = if contents { IoFlags::NONE } else { IoFlags::KEEP_BUFFER };
+        LocalPort { channel, read_flags, vectors: RefCell::default() }
     }
 }
 
@@ -171,7 +174,7 @@ impl Port for LocalPort {
     #[inline]
     fn submit(lane: &Rc<Lane<Self>>, mut io: IoRef, work: Work, tag: u64) {
         match work.kind {
-            Kind::Read => io.prepare(Op::Read, IoFlags::NONE, work.lba, work.blocks),
+            Kind::Read => io.prepare(Op::Read, lane.port.read_flags, work.lba, work.blocks),
             Kind::Write => {
                 let flags = if work.fua { IoFlags::FUA } else { IoFlags::NONE };
                 io.prepare(Op::Write, flags, work.lba, work.blocks);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use longshore_bdev::Channel;
 use longshore_nvme::wire::Status;
-use longshore_reactor::oneshot;
+use longshore_reactor::{DmaBuf, oneshot};
 
 use crate::address::Address;
 use crate::error_log::ErrorLog;
@@ -17,6 +17,8 @@ use crate::view::{Namespace, SubsystemView};
 pub(crate) struct LiveNamespace {
     pub(crate) channel: Channel,
     pub(crate) ns: Arc<Namespace>,
+    /// What every read of a device without data is answered from.
+    pub(crate) zeroes: Option<DmaBuf>,
     /// Dropped with this: tells those who wait for the end of its use.
     pub(crate) watchers: RefCell<Vec<oneshot::Sender<()>>>,
 }

@@ -67,7 +67,7 @@ pub(crate) fn submit(qp: &Rc<Qpair>, slot: u16) {
     let r = &mut *guard;
     // Looked up again: the namespace may have gone, or be another, since the command came in.
     let found = qp.access.get().map_or(Err(Status::COMMAND_SEQUENCE_ERROR), |a| a.find(r.sqe.nsid.get()));
-    let (op, flags, lba, blocks) = operation(&r.sqe);
+    let (op, mut flags, lba, blocks) = operation(&r.sqe);
     let live = match found {
         Ok((l, bs)) if !op.has_buffer() || u64::from(blocks) * u64::from(bs) == u64::from(r.len) => l,
         Ok(_) => {
@@ -83,6 +83,12 @@ pub(crate) fn submit(qp: &Rc<Qpair>, slot: u16) {
         drop(guard);
         return starve(qp, slot);
     };
+    if op == Op::Read
+        && let Some(z) = live.zeroes.as_ref().filter(|z| z.len() >= r.len as usize)
+    {
+        r.buf = Some(z.slice(0, r.len as usize));
+        flags = flags.with(IoFlags::KEEP_BUFFER);
+    }
     io.prepare(op, flags, lba, blocks);
     if op.has_buffer() {
         match r.buf.take() {
