@@ -7,10 +7,10 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use longshore_bdev::{CoreState, Registry as Bdevs};
+use longshore_bdev::{CoreOptions, CoreState, Registry as Bdevs};
 use longshore_nvmf::Target;
 use longshore_reactor::CoreHandle;
-use longshore_tcp::{TcpOptions, TcpTransport};
+use longshore_tcp::TcpTransport;
 
 use crate::config::{self, Subsystem};
 use crate::error::{INTERNAL_ERROR, INVALID_STATE, METHOD_NOT_FOUND, Reply, RpcError};
@@ -21,9 +21,12 @@ use crate::logging::Log;
 use crate::method::{Registry, When};
 use crate::methods;
 use crate::methods::bdev_stat::EnableHistogram;
-use crate::methods::options::Options;
+use crate::methods::options::{BdevOptions, Options};
 use crate::recipes::Recipes;
 use crate::server::Dispatch;
+
+/// Requests in a core's pool at least: fewer would starve its own splits.
+const LEAST_REQUESTS: u32 = 512;
 
 /// A boxed future of the RPC thread.
 pub type Local<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -138,13 +141,27 @@ impl App {
     }
 
     async fn start(self: &Arc<App>) -> Result<(), String> {
+        self.size_pools().await;
         let target = Target::start(self.cores.clone(), self.bdevs.clone()).await.map_err(|error| error.to_string())?;
-        target.register_transport(TcpTransport::new(TcpOptions::default()));
+        target.register_transport(TcpTransport::new(methods::sock::tcp_options(self)));
         methods::nvmf::configure(self, &target).await.map_err(|error| error.to_string())?;
         let _ = self.target.set(target);
         match &self.on_init {
             Some(on_init) => on_init(self.clone()).await,
             None => Ok(()),
+        }
+    }
+
+    /// Makes the request pools of the cores as large as was asked for, if it was.
+    async fn size_pools(&self) {
+        let (size, default) = (App::lock(&self.options.bdev).bdev_io_pool_size, BdevOptions::default_pool_size());
+        if size == default || self.cores.is_empty() {
+            return;
+        }
+        let requests = (size / self.cores.len() as u32).max(LEAST_REQUESTS);
+        let options = CoreOptions { requests, child_reserve: (requests / 32).max(64) };
+        for core in &self.cores {
+            let _ = core.call(move |reactor| drop(CoreState::init(reactor, options))).await;
         }
     }
 
@@ -184,7 +201,8 @@ impl App {
             }
     }
 
-    fn allowed(&self, name: &str) -> bool {
+    /// Whether the start options let this method be called at all.
+    pub fn allowed(&self, name: &str) -> bool {
         self.allowed.as_ref().is_none_or(|allowed| allowed.contains(name))
     }
 

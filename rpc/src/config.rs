@@ -205,7 +205,8 @@ impl Config {
 
     /// Applies it: what may be called before the initialisation, the initialisation (unless it is over), the rest.
     ///
-    /// Listeners come last of all, so that a host that is waiting for us never sees half a configuration.
+    /// Listeners are opened when everything else is in place, so that a host that is waiting for us never sees half a configuration;
+    /// after an error they stay closed, unless errors are ignored.
     pub async fn apply(&self, app: &Arc<App>, ignore_errors: bool) -> Result<(), LoadError> {
         for step in &self.steps {
             if app.registry.get(&step.method).is_none() {
@@ -217,9 +218,22 @@ impl Config {
                 .await?;
             app.init().await.map_err(LoadError::Init)?;
         }
-        let listener = |method: &str| method == "nvmf_subsystem_add_listener";
-        self.run(app, ignore_errors, |method, when| when == When::Runtime && !listener(method)).await?;
-        self.run(app, ignore_errors, |method, _| listener(method)).await
+        let target = app.target().map_err(|error| LoadError::Init(error.to_string()))?;
+        target.defer_listeners();
+        self.run(app, ignore_errors, |_, when| when == When::Runtime).await?;
+        for error in target.open_listeners().await {
+            let error = Box::new(RpcError::invalid_params(error.to_string()));
+            if ignore_errors {
+                tracing::warn!("configuration: {error}; going on");
+                continue;
+            }
+            return Err(LoadError::Call {
+                subsystem: "nvmf".into(),
+                method: "nvmf_subsystem_add_listener".into(),
+                error,
+            });
+        }
+        Ok(())
     }
 
     async fn run(

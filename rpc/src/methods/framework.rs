@@ -166,7 +166,9 @@ pub(super) fn declare(registry: &mut Registry) {
 }
 
 async fn get_methods(app: Arc<App>, p: GetMethods) -> Reply {
-    let listed = app.registry.iter().filter(|method| !p.current || app.callable(method.name(), method.when()));
+    let listed = app.registry.iter().filter(|method| {
+        if p.current { app.callable(method.name(), method.when()) } else { app.allowed(method.name()) }
+    });
     Ok(listed.map(|method| method.name()).collect())
 }
 

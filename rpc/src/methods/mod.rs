@@ -1,5 +1,6 @@
 //! The methods, a file per subsystem.
 
+pub mod accel;
 pub mod bdev;
 pub mod bdev_create;
 pub mod bdev_file;
@@ -27,6 +28,7 @@ pub fn all() -> Registry {
     options::declare(&mut registry);
     sock::declare(&mut registry);
     thread::declare(&mut registry);
+    accel::declare(&mut registry);
     bdev::declare(&mut registry);
     bdev_create::declare(&mut registry);
     bdev_file::declare(&mut registry);

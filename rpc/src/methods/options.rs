@@ -61,6 +61,13 @@ params! {
     }
 }
 
+impl BdevOptions {
+    /// The size at which each core keeps a pool of its own choice.
+    pub(crate) fn default_pool_size() -> u32 {
+        65535
+    }
+}
+
 params! {
     /// RAID.
     struct Raid {
@@ -284,20 +291,18 @@ impl Default for Options {
 pub(super) fn declare(registry: &mut Registry) {
     registry.add(
         Method::new("iobuf_set_options", When::Startup, set_iobuf)
-            .doc("Sizes of the buffer pools.")
+            .doc("Sizes of the buffer pools. Stored and dumped: I/O memory is sized by the option -s and committed as it is needed.")
             .refusal(Refusal::PARAMS_OBJECT)
             .changes()
             .error(-EINVAL, "a pool or a buffer is too small")
             .example(json!({"small_pool_count": 16384}), json!(true)),
     );
     registry.add(
-        Method::options("accel_set_options", When::Startup, |app| &app.options.accel)
-            .doc("Sizes in the acceleration framework. Stored and dumped.")
-            .refusal(Refusal::PARSE_OBJECT),
-    );
-    registry.add(
         Method::new("bdev_set_options", When::Startup, set_bdev)
-            .doc("Sizes in the block device layer, and whether new devices are examined.")
+            .doc(
+                "Sizes in the block device layer, and whether new devices are examined. `bdev_io_pool_size`, if it is set, is shared out among \
+                 the cores; the other sizes are stored and dumped.",
+            )
             .refusal(Refusal::PARAMS)
             .changes()
             .error(INVALID_PARAMS, "Pool size 1 too small for cache size 256")

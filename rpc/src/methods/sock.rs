@@ -1,9 +1,10 @@
-//! `sock_*`: options of the socket layer. Connections here go through the reactor's ring whatever is chosen; the options are kept
-//! because configurations and clients set and read them.
+//! `sock_*`: options of the socket layer. Connections here go through the reactor's ring whatever is chosen. Buffer sizes and quick
+//! acknowledgement are heeded; the other options are kept because configurations and clients set and read them.
 
 use std::sync::Arc;
 use std::sync::Mutex;
 
+use longshore_tcp::TcpOptions;
 use serde_json::{Value, json};
 
 use crate::app::{App, Local};
@@ -159,6 +160,21 @@ async fn set(app: Arc<App>, p: SetImpl) -> Reply {
     *options = ImplOptions::from_json(Some(&Json::from_value(&given)), Some(options))
         .map_err(|bad| RpcError::invalid_params(bad.path))?;
     Ok(json!(true))
+}
+
+/// What was set of the default implementation, for connections. Sizes that are those of the start are left to the kernel's tuning.
+pub(crate) fn tcp_options(app: &App) -> TcpOptions {
+    let (mut out, held, start) = (TcpOptions::default(), App::lock(held(app)), SockOptions::default());
+    let of = |options: &SockOptions| {
+        options.impls.iter().find(|(name, _)| *name == held.default).map(|(_, options)| options.clone())
+    };
+    if let (Some(set), Some(start)) = (of(&held), of(&start)) {
+        let size = |set: u32, start: u32| if set == start { 0 } else { set as usize };
+        out.recv_buffer = size(set.recv_buf_size, start.recv_buf_size);
+        out.send_buffer = size(set.send_buf_size, start.send_buf_size);
+        out.quickack = set.enable_quickack;
+    }
+    out
 }
 
 pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
