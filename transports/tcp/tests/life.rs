@@ -244,7 +244,7 @@ fn nothing_is_lost_when_receive_buffers_run_out() {
             let mut n = 0u32;
             r.inject(Some(Box::new(move |k| {
                 n = n.wrapping_add(1);
-                (k == OpKind::Recv && n % 3 == 0).then_some(-libc::ENOBUFS)
+                (k == OpKind::Recv && n.is_multiple_of(3)).then_some(-libc::ENOBUFS)
             })));
         })
         .wait()

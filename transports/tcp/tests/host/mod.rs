@@ -33,19 +33,13 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 /// What the host asks for in ICReq.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Ic {
     pub hdgst: bool,
     pub ddgst: bool,
     /// HPDA: alignment of data in C2HData, in dwords less one.
     pub hpda: u8,
     pub maxr2t: u32,
-}
-
-impl Default for Ic {
-    fn default() -> Self {
-        Ic { hdgst: false, ddgst: false, hpda: 0, maxr2t: 0 }
-    }
 }
 
 impl Ic {
