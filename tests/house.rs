@@ -46,16 +46,16 @@ const UNSAFE: &[(&str, &str)] = &[
     ("reactor/src/engine/sim.rs", "the simulated ring"),
     ("reactor/src/engine/uring.rs", "the ring"),
     ("reactor/src/file.rs", "buffers lent to the ring by file I/O"),
-    ("reactor/src/fixed.rs", "memory registered with the ring"),
+    ("reactor/src/fixed.rs", "pool memory registered with the ring"),
     ("reactor/src/inbox.rs", "slots of the message queue"),
     ("reactor/src/net.rs", "addresses lent to the ring"),
     ("reactor/src/op.rs", "memory lent to the ring by futures"),
     ("reactor/src/reactor.rs", "completions of the ring"),
     ("reactor/src/sock/mod.rs", "memory lent to the ring by connections"),
-    ("reactor/src/sock/stable.rs", "state of a connection at a stable address"),
-    ("reactor/tests/limits.rs", "limits set between fork and exec"),
-    ("reactor/src/turn.rs", "the loop: completions of the ring"),
+    ("reactor/src/sock/stable.rs", "memory that the ring writes to"),
     ("reactor/src/sock/tx.rs", "vectors and headers of a send in flight"),
+    ("reactor/src/turn.rs", "the loop: completions of the ring"),
+    ("reactor/tests/limits.rs", "limits and filters that a test puts on itself"),
 ];
 
 fn root() -> PathBuf {

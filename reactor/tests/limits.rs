@@ -1,14 +1,18 @@
 //! What the process may not do: each case in a process of its own, because limits and filters cannot be taken back.
 #![allow(unsafe_code)]
 
-use longshore_reactor::{Options, Runtime, StartError, file, net, oneshot};
+use longshore_reactor::{Options, RingOptions, Runtime, StartError, file, net, oneshot};
 use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Runs test `name` of this binary alone, in a child where `inside()` is true.
 fn in_child(name: &str) {
+    // One at a time: limits of memory count for all processes of a user.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let out = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env("LIMITS_INSIDE", "1")
@@ -26,10 +30,17 @@ fn options() -> Options {
     Options { pin: false, raise_nofile: false, ..Options::default() }
 }
 
-fn set_limit(resource: libc::__rlimit_resource_t, n: u64) {
-    let l = libc::rlimit { rlim_cur: n, rlim_max: n };
+fn set_limit(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) {
+    let l = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: a valid structure, only read.
     assert_eq!(unsafe { libc::setrlimit(resource, &l) }, 0);
+}
+
+fn nofile() -> libc::rlimit {
+    let mut l = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a valid structure to fill.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut l) }, 0);
+    l
 }
 
 #[test]
@@ -49,9 +60,8 @@ fn accepting_pauses_when_descriptors_run_out_and_goes_on_when_they_return() {
     }
     // Room for the listener and three connections. (An accept keeps the limit that it was armed under.)
     let next = fill.last().unwrap().as_raw_fd() as u64 + 1;
-    let l = libc::rlimit { rlim_cur: next + 4, rlim_max: 4096 };
-    // SAFETY: a valid structure, only read.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &l) }, 0);
+    let before = nofile();
+    set_limit(libc::RLIMIT_NOFILE, next + 4, before.rlim_max);
     let (tx, rx) = oneshot::channel();
     let addr = rt.cores()[0]
         .call(|r| {
@@ -73,9 +83,7 @@ fn accepting_pauses_when_descriptors_run_out_and_goes_on_when_they_return() {
         .unwrap();
     clients.iter().for_each(|c| connect(c, &addr).unwrap());
     assert!(rx.wait_timeout(Duration::from_millis(150)).is_none(), "there are descriptors for three of eight");
-    let l = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
-    // SAFETY: a valid structure, only read.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &l) }, 0);
+    set_limit(libc::RLIMIT_NOFILE, before.rlim_cur, before.rlim_max);
     assert_eq!(rx.wait_timeout(Duration::from_secs(10)), Some(Ok(())));
     rt.stop();
 }
@@ -85,14 +93,9 @@ fn the_limit_of_open_files_is_raised() {
     if !inside() {
         return in_child("the_limit_of_open_files_is_raised");
     }
-    let l = libc::rlimit { rlim_cur: 64, rlim_max: 500 };
-    // SAFETY: a valid structure, only read.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &l) }, 0);
+    set_limit(libc::RLIMIT_NOFILE, 64, 500);
     let rt = Runtime::start(Options { raise_nofile: true, ..options() }).unwrap();
-    let mut l = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a valid structure to fill.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut l) }, 0);
-    assert_eq!(l.rlim_cur, 500);
+    assert_eq!(nofile().rlim_cur, 500);
     rt.stop();
 }
 
@@ -107,8 +110,10 @@ fn without_locked_memory_the_ring_shrinks_and_nothing_is_registered() {
         libc::setgid(65534);
         libc::setuid(65534);
     }
-    set_limit(libc::RLIMIT_MEMLOCK, 64 << 10);
-    let rt = Runtime::start(options()).unwrap_or_else(|e| panic!("{e}"));
+    // Too little for the ring asked for, or for a chunk of DMA memory; enough for what other processes of this user have.
+    set_limit(libc::RLIMIT_MEMLOCK, 1 << 20, 1 << 20);
+    let ring = RingOptions { sq_entries: 16384, cq_entries: 32768, ..RingOptions::default() };
+    let rt = Runtime::start(Options { ring, ..options() }).unwrap_or_else(|e| panic!("{e}"));
     let done = rt.cores()[0].spawn(|r| async move {
         let exe = std::env::current_exe().unwrap();
         let read_only = file::FileOptions { write: false, ..Default::default() };

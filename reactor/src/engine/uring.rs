@@ -42,6 +42,8 @@ impl Uring {
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .setup_clamp()
+            // An entry that is refused must not hold up those behind it.
+            .setup_submit_all()
             .setup_cqsize(o.cq_entries.max(o.sq_entries).max(2))
             .build(o.sq_entries.max(1))?;
         // Saves a file-table lookup per enter; absent or refused, nothing is lost.
