@@ -324,6 +324,8 @@ impl CoreState {
     /// Gives up this thread's state: the last step before its reactor ends. Channels must be closed.
     pub fn shutdown() {
         if let Some(s) = CURRENT.with(|c| c.borrow_mut().take()) {
+            // What has ended is delivered still.
+            while s.pool.poll_done() > 0 {}
             s.clear_buried();
             // What is still busy now never ends: its memory is kept.
             std::mem::forget(s.buried.take());

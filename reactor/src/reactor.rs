@@ -104,6 +104,11 @@ impl Reactor {
         CoreHandle(self.0.shared.clone())
     }
 
+    /// Whether its files, its clock and its chance are those of a [`sim::Sim`](crate::sim::Sim).
+    pub fn is_simulated(&self) -> bool {
+        self.sim_engine().is_some()
+    }
+
     /// All reactors of the runtime, by index, this one included.
     pub fn peers(&self) -> &[CoreHandle] {
         &self.0.peers

@@ -63,7 +63,7 @@ impl UringChannel {
     pub(super) fn new(reactor: &Reactor, medium: Arc<Medium>, o: &Options) -> UringChannel {
         let own = medium.reopen();
         let (addr_mask, len_mask) =
-            if medium.direct { (medium.mem_align as usize - 1, medium.block_size as usize - 1) } else { (0, 0) };
+            if medium.direct { (medium.mem_align as usize - 1, medium.unit as usize - 1) } else { (0, 0) };
         UringChannel(Rc::new_cyclic(|me| Inner {
             reactor: reactor.clone(),
             block_size: medium.block_size,
@@ -270,8 +270,8 @@ impl Inner {
             io.complete(s);
         };
         if res >= 0 {
-            // Short. Whole blocks of it count; a transfer that makes no headway never will.
-            let total = (done + res as usize) & !(self.block_size as usize - 1);
+            // Short. Whole units of it count; a transfer that makes no headway never will.
+            let total = (done + res as usize) & !self.len_mask;
             if aborted {
                 return end(self, io, Status::ABORT_REQUESTED);
             }

@@ -4,6 +4,8 @@
 //! nobody knows which acknowledged writes are lost: every later flush and FUA write fails too, until the device is opened anew.
 
 mod channel;
+#[cfg(test)]
+mod durability;
 mod lock;
 #[cfg(test)]
 mod mutant;

@@ -6,25 +6,35 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use longshore_reactor::Reactor;
+use longshore_reactor::file::{File, FileOptions};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use super::Options;
 use super::lock::{self, FileLock};
 use crate::registry::BdevError;
 
+enum Handle {
+    Os(OwnedFd),
+    /// A file of a simulated world.
+    Simulated(File),
+}
+
 /// An open file or block device, shared by the cores.
 pub(super) struct Medium {
-    fd: OwnedFd,
+    handle: Handle,
     flags: OFlags,
     pub(super) direct: bool,
     pub(super) block_device: bool,
     pub(super) block_size: u32,
     /// Memory of direct I/O is aligned to this many bytes.
     pub(super) mem_align: u32,
+    /// Offsets and lengths of direct I/O are multiples of this; 1 otherwise.
+    pub(super) unit: u32,
     /// Fewer blocks are allocated than the size says.
     pub(super) sparse: bool,
     pub(super) health: Health,
-    _lock: Arc<FileLock>,
+    _lock: Option<Arc<FileLock>>,
 }
 
 /// What the cores learn about the medium as they use it.
@@ -61,6 +71,9 @@ fn direct_alignment(fd: &OwnedFd) -> Option<(u32, u32)> {
 
 impl Medium {
     pub(super) fn open(o: &Options) -> Result<Medium, BdevError> {
+        if Reactor::try_current().is_some_and(|r| r.is_simulated()) {
+            return Self::open_simulated(o);
+        }
         let path = Path::new(&o.filename);
         let lock = lock::lock(path, o.readonly)?;
         let rw = if o.readonly { OFlags::RDONLY } else { OFlags::RDWR } | OFlags::CLOEXEC;
@@ -115,13 +128,14 @@ impl Medium {
         let m = Medium {
             flags: if direct { rw | OFlags::DIRECT } else { rw },
             sparse: !block_device && (stat.st_blocks as u64).saturating_mul(512) < stat.st_size as u64,
-            fd,
+            handle: Handle::Os(fd),
             direct,
             block_device,
             block_size,
             mem_align,
+            unit,
             health: Health::default(),
-            _lock: lock,
+            _lock: Some(lock),
         };
         if !block_size.is_power_of_two() || block_size < 512 {
             return Err(BdevError::Invalid(format!("block size {block_size} is not a power of two from 512 on")));
@@ -135,26 +149,54 @@ impl Medium {
         Ok(m)
     }
 
+    /// A file of the simulated world that the calling thread is in.
+    fn open_simulated(o: &Options) -> Result<Medium, BdevError> {
+        let os = |e: std::io::Error| BdevError::Os {
+            errno: e.raw_os_error().unwrap_or(libc::ENOENT),
+            what: format!("cannot open '{}'", o.filename),
+        };
+        let file = File::open(&o.filename, &FileOptions { direct: true, ..FileOptions::default() }).map_err(os)?;
+        Ok(Medium {
+            handle: Handle::Simulated(file),
+            flags: OFlags::empty(),
+            direct: true,
+            block_device: false,
+            block_size: if o.block_size == 0 { 4096 } else { o.block_size },
+            mem_align: 512,
+            unit: 512,
+            sparse: false,
+            health: Health::default(),
+            _lock: None,
+        })
+    }
+
     pub(super) fn fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        match &self.handle {
+            Handle::Os(fd) => fd.as_raw_fd(),
+            Handle::Simulated(f) => f.fd(),
+        }
     }
 
     /// A file description of one core's own: the kernel reports a failed write-back once per description.
     pub(super) fn reopen(&self) -> Option<OwnedFd> {
-        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let Handle::Os(fd) = &self.handle else { return None };
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         rustix::fs::open(path, self.flags, Mode::empty()).ok()
     }
 
     /// Bytes of now.
-    pub(super) fn size(&self) -> rustix::io::Result<u64> {
-        // Nobody uses the file offset: all I/O is positioned.
-        rustix::fs::seek(self.fd.as_fd(), SeekFrom::End(0))
+    pub(super) fn size(&self) -> std::io::Result<u64> {
+        match &self.handle {
+            // Nobody uses the file offset: all I/O is positioned.
+            Handle::Os(fd) => Ok(rustix::fs::seek(fd.as_fd(), SeekFrom::End(0))?),
+            Handle::Simulated(f) => f.size(),
+        }
     }
 
     /// Blocks of now.
     pub(super) fn num_blocks(&self, name: &str) -> Result<u64, BdevError> {
         let size = self.size().map_err(|e| BdevError::Os {
-            errno: e.raw_os_error(),
+            errno: e.raw_os_error().unwrap_or(libc::EIO),
             what: format!("cannot find the size of bdev '{name}'"),
         })?;
         let bs = u64::from(self.block_size);
