@@ -52,6 +52,9 @@ pub(crate) trait Port: Sized + 'static {
 
     /// Gives a request up.
     fn release(&self, request: Self::Request);
+
+    /// Lets go of the device; every request was given up.
+    fn close(&self) -> impl Future<Output = ()>;
 }
 
 /// What load a lane makes.

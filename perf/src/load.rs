@@ -1,23 +1,23 @@
 //! A run as the command line asks for it: what is loaded, in which parts, and what is printed.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use longshore_bdev::{CoreOptions, CoreState};
 use longshore_reactor::{DmaOptions, Options, PollMode, Reactor, Runtime};
 use serde_json::{Value, json};
 
 use crate::cli::{RunArgs, Workload};
+use crate::device::Device;
 use crate::lane::{Lane, Plan};
-use crate::local::{LocalBdev, LocalPort};
+use crate::local::LocalBdev;
 use crate::progress::Progress;
 use crate::random::Random;
 use crate::report::Report;
 use crate::run::{self, Schedule};
 use crate::units;
-use crate::verify::{self, After, Checked, Header, History, Journal, VerifyPlan};
+use crate::verify::session;
 use crate::zipf::Zipf;
 
 /// How a run ended, for the exit status.
@@ -38,11 +38,15 @@ const MAX_IO_SIZE: u32 = 2 << 20;
 const MAX_PIECES: u32 = 1024;
 
 /// The part of a device that is used, in requests.
-struct Extent {
-    block_size: u32,
-    unit_blocks: u32,
-    first_lba: u64,
-    units: u64,
+pub(crate) struct Extent {
+    /// Bytes per block.
+    pub(crate) block_size: u32,
+    /// Blocks per request.
+    pub(crate) unit_blocks: u32,
+    /// First block.
+    pub(crate) first_lba: u64,
+    /// Requests that fit.
+    pub(crate) units: u64,
 }
 
 impl Extent {
@@ -93,6 +97,28 @@ pub(crate) fn run(a: &RunArgs) -> Result<Outcome, String> {
     local(a, spec)
 }
 
+/// Loads or verifies devices that are open, as the options say.
+pub(crate) fn on_devices<D: Device>(
+    a: &RunArgs,
+    runtime: &Runtime,
+    devices: &[Arc<D>],
+    target: Value,
+) -> Result<Outcome, String> {
+    if a.verify_check.is_some() || a.workload == Workload::Verify {
+        let [device] = devices else {
+            return Err(format!(
+                "verification is of one namespace, the target has {}: add ns:NSID to -r",
+                devices.len()
+            ));
+        };
+        return match &a.verify_check {
+            Some(journal) => session::check(a, runtime, device, journal),
+            None => session::verify(a, runtime, device, &Extent::new(a, device.block_size(), device.num_blocks())?),
+        };
+    }
+    load(a, runtime, devices, target)
+}
+
 fn check(a: &RunArgs) -> Result<(), String> {
     let mixed = matches!(a.workload, Workload::Rw | Workload::Randrw);
     if a.rwmixread.is_some() && !mixed {
@@ -139,7 +165,7 @@ fn check(a: &RunArgs) -> Result<(), String> {
 }
 
 /// Reactors with memory for the requests of the run.
-fn runtime(a: &RunArgs, lanes_per_core: u64) -> Result<Runtime, String> {
+pub(crate) fn runtime(a: &RunArgs, lanes_per_core: u64) -> Result<Runtime, String> {
     // Each piece of memory is a buffer of its own, of at least 4 KiB.
     let piece = u64::from(a.io_unit_size.unwrap_or(a.io_size).min(a.io_size));
     let request = u64::from(a.io_size).div_ceil(piece) * piece.next_power_of_two().max(4096);
@@ -177,12 +203,7 @@ fn open_and_load(a: &RunArgs, name: &str, runtime: &Runtime) -> Result<Outcome, 
         Some(config) => LocalBdev::configured(config, name, runtime.cores())?,
         None => LocalBdev::built_in(name)?,
     });
-    let outcome = match (&a.verify_check, Extent::new(a, bdev.block_size(), bdev.num_blocks())) {
-        (Some(journal), _) => local_check(a, runtime, &bdev, journal),
-        (None, Err(e)) => Err(e),
-        (None, Ok(e)) if a.workload == Workload::Verify => local_verify(a, runtime, &bdev, &e),
-        (None, Ok(e)) => local_load(a, name, runtime, &bdev, e),
-    };
+    let outcome = on_devices(a, runtime, std::slice::from_ref(&bdev), json!({ "bdev": name }));
     // A core's task answers before it drops what it held: one more message, and it has.
     for core in runtime.cores() {
         let _ = core.call(|_| ()).wait();
@@ -194,7 +215,7 @@ fn open_and_load(a: &RunArgs, name: &str, runtime: &Runtime) -> Result<Outcome, 
     outcome
 }
 
-fn plan(a: &RunArgs, e: &Extent, core: usize) -> Plan {
+fn plan(a: &RunArgs, e: &Extent, core: usize, device: usize) -> Plan {
     let cores = a.core_mask.0.len() as u64;
     Plan {
         first_lba: e.first_lba,
@@ -215,7 +236,7 @@ fn plan(a: &RunArgs, e: &Extent, core: usize) -> Plan {
         track: tracks(a),
         open: a.rate.is_some(),
         report_every: a.continue_on_error,
-        seed: Random::new(a.seed ^ (core as u64) << 32).next(),
+        seed: Random::new(a.seed ^ (core as u64) << 32 ^ (device as u64) << 48).next(),
     }
 }
 
@@ -224,7 +245,11 @@ fn tracks(a: &RunArgs) -> bool {
     a.latency > 0 || a.rate.is_some()
 }
 
-fn local_load(a: &RunArgs, name: &str, runtime: &Runtime, bdev: &Arc<LocalBdev>, e: Extent) -> Result<Outcome, String> {
+fn load<D: Device>(a: &RunArgs, runtime: &Runtime, devices: &[Arc<D>], target: Value) -> Result<Outcome, String> {
+    let extents: Vec<Extent> = devices
+        .iter()
+        .map(|d| Extent::new(a, d.block_size(), d.num_blocks()).map_err(|e| format!("{}: {e}", d.name())))
+        .collect::<Result<_, _>>()?;
     let progress = Arc::new(AtomicU64::new(0));
     let schedule = Schedule {
         depth: a.io_depth,
@@ -237,15 +262,19 @@ fn local_load(a: &RunArgs, name: &str, runtime: &Runtime, bdev: &Arc<LocalBdev>,
         progress: progress.clone(),
     };
     let line = Progress::start(progress, a.io_size, a.warmup_time + a.time, a.quiet || a.json);
-    let (args, dev) = (a.clone(), bdev.clone());
+    let (args, opened, extents) = (a.clone(), devices.to_vec(), Arc::new(extents));
     let cores = run::run(runtime.cores(), &schedule, async move |r: Reactor| {
-        let channel = dev.channel()?;
-        Ok(vec![Lane::new(LocalPort::new(channel, false), plan(&args, &e, r.index()))])
+        let mut lanes = Vec::new();
+        for (i, (device, e)) in opened.iter().zip(extents.iter()).enumerate() {
+            lanes.push(Lane::new(device.open_port(&r).await?, plan(&args, e, r.index(), i)));
+        }
+        Ok(lanes)
     })?;
     drop(line);
+    let names: Vec<_> = devices.iter().map(|d| d.name()).collect();
     let report = Report {
-        title: title(a, name),
-        job: job(a, json!({ "bdev": name })),
+        title: title(a, &names.join(", ")),
+        job: job(a, target),
         io_size: a.io_size,
         rate: a.rate,
         histogram: a.latency > 1,
@@ -295,126 +324,4 @@ fn job(a: &RunArgs, target: Value) -> Value {
         "data_digest": a.enable_tcp_ddgst,
         "seed": a.seed,
     })
-}
-
-/// Told apart from every other run on the same device, whatever seed they have.
-fn new_run_id(seed: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-    Random::new(seed ^ now.rotate_left(17) ^ u64::from(std::process::id())).next()
-}
-
-fn local_verify(a: &RunArgs, runtime: &Runtime, bdev: &Arc<LocalBdev>, e: &Extent) -> Result<Outcome, String> {
-    let fresh = Header { seed: new_run_id(a.seed), block_size: e.block_size, unit_blocks: e.unit_blocks };
-    let (journal, history, run_id) = match &a.verify_journal {
-        Some(path) => {
-            let (j, h) = Journal::open(path, fresh)?;
-            let id = h.header.seed;
-            (Some(Arc::new(j)), Some(Arc::new(h)), id)
-        }
-        None => (None, None, fresh.seed),
-    };
-    let cores = runtime.cores();
-    let share = e.units / cores.len() as u64;
-    if share == 0 {
-        return Err(format!("{} cores need at least as many places to write: make --span larger", cores.len()));
-    }
-    let progress = Arc::new(AtomicU64::new(0));
-    let line = Progress::start(progress.clone(), a.io_size, a.time, a.quiet || a.json);
-    let mut running = Vec::new();
-    for (i, core) in cores.iter().enumerate() {
-        let plan = VerifyPlan {
-            first_lba: e.first_lba + share * i as u64 * u64::from(e.unit_blocks),
-            units: share,
-            unit_blocks: e.unit_blocks,
-            block_size: e.block_size,
-            depth: a.io_depth,
-            length: Duration::from_secs_f64(if a.time == 0.0 { 1e6 } else { a.time }),
-            limit: a.number_ios.unwrap_or(u64::MAX),
-            fua: a.fua,
-            flush_every: a.flush_every.unwrap_or(0),
-            run_id,
-            seed: Random::new(a.seed ^ (i as u64) << 32).next(),
-            journal: journal.clone(),
-            progress: progress.clone(),
-        };
-        let (dev, history) = (bdev.clone(), history.clone());
-        running.push(core.spawn(move |r| async move { verify::verify(r, dev.channel()?, plan, history).await }));
-    }
-    let found = collect(running)?;
-    drop(line);
-    print_checked(a, "verify", &found);
-    Ok(judge(&found, journal.is_some()))
-}
-
-fn local_check(a: &RunArgs, runtime: &Runtime, bdev: &Arc<LocalBdev>, journal: &Path) -> Result<Outcome, String> {
-    let history = History::load(journal)?;
-    if history.header.block_size != bdev.block_size() {
-        return Err(format!(
-            "the journal is of a device with {}-byte blocks, this one has {}",
-            history.header.block_size,
-            bdev.block_size()
-        ));
-    }
-    let history = history.expect(if a.verify_power_loss { After::PowerLoss } else { After::Kill });
-    let (dev, depth) = (bdev.clone(), a.io_depth);
-    let core = runtime.cores().first().ok_or("no core")?;
-    let (acknowledged, open) = (history.acknowledged, history.unacknowledged);
-    let one = core.spawn(move |r| async move { verify::check(r, dev.channel()?, history, depth).await });
-    let found = collect(vec![one])?;
-    if !a.json {
-        println!("journal: {acknowledged} writes acknowledged, {open} not");
-    }
-    print_checked(a, "verify-check", &found);
-    if let Some(why) = found.iter().find_map(|f| f.failure.clone()) {
-        return Err(why);
-    }
-    Ok(judge(&found, false))
-}
-
-fn collect(
-    running: Vec<longshore_reactor::oneshot::Receiver<Result<Checked, String>>>,
-) -> Result<Vec<Checked>, String> {
-    // Every core is waited for before the first error is passed on: memory is in use until then.
-    let all: Vec<_> =
-        running.into_iter().map(|r| r.wait().unwrap_or_else(|_| Err("a reactor stopped".into()))).collect();
-    all.into_iter().collect()
-}
-
-fn judge(found: &[Checked], journaled: bool) -> Outcome {
-    if found.iter().any(|f| f.mismatches > 0) {
-        Outcome::Bad
-    } else if found.iter().any(|f| f.failure.is_some()) {
-        if journaled { Outcome::TargetLost } else { Outcome::Bad }
-    } else {
-        Outcome::Good
-    }
-}
-
-fn print_checked(a: &RunArgs, kind: &str, found: &[Checked]) {
-    let sum = |f: &dyn Fn(&Checked) -> u64| found.iter().map(f).sum::<u64>();
-    let (writes, reads, flushes) = (sum(&|c| c.writes), sum(&|c| c.reads), sum(&|c| c.flushes));
-    let (blocks, mismatches) = (sum(&|c| c.blocks), sum(&|c| c.mismatches));
-    let failure = found.iter().find_map(|c| c.failure.as_deref());
-    let seconds = found.iter().map(|c| c.seconds).fold(0.0, f64::max);
-    if a.json {
-        let out = json!({
-            "schema": "longshore-perf/1",
-            "kind": kind,
-            "version": env!("CARGO_PKG_VERSION"),
-            "seconds": seconds,
-            "writes": writes,
-            "reads": reads,
-            "flushes": flushes,
-            "blocks_compared": blocks,
-            "mismatches": mismatches,
-            "failure": failure,
-        });
-        println!("{out:#}");
-    } else {
-        println!("{kind}: {writes} writes, {reads} reads, {flushes} flushes in {seconds:.1} s");
-        println!("{blocks} blocks compared, {mismatches} wrong");
-        if let Some(f) = failure {
-            println!("ended early: {f}");
-        }
-    }
 }

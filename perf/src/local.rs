@@ -10,11 +10,12 @@ use longshore_bdev::malloc::Malloc;
 use longshore_bdev::null::Null;
 use longshore_bdev::uring;
 use longshore_bdev::{BdevDesc, Channel, Geometry, IoFlags, IoRef, IoVec, Op, Registry, Submitter};
-use longshore_reactor::{CoreHandle, DmaBuf};
+use longshore_reactor::{CoreHandle, DmaBuf, Reactor};
 use longshore_rpc::app::{App, Parts};
 use longshore_rpc::config::Config;
 use longshore_rpc::exec::block_on;
 
+use crate::device::Device;
 use crate::lane::{Kind, Lane, Port, Work};
 use crate::units::parse_size;
 
@@ -111,22 +112,30 @@ impl LocalBdev {
             block_on(app.shutdown());
         }
     }
+}
 
-    /// Bytes per block.
-    pub(crate) fn block_size(&self) -> u32 {
+impl Device for LocalBdev {
+    type Port = LocalPort;
+    type Disk = Channel;
+
+    fn name(&self) -> String {
+        self.desc.node().name().to_owned()
+    }
+
+    fn block_size(&self) -> u32 {
         self.desc.node().geometry().block_size
     }
 
-    /// Blocks of the device.
-    pub(crate) fn num_blocks(&self) -> u64 {
+    fn num_blocks(&self) -> u64 {
         self.desc.node().num_blocks()
     }
 
-    /// The device on the calling core.
-    ///
-    /// # Errors
-    /// It cannot be used from this core.
-    pub(crate) fn channel(&self) -> Result<Channel, String> {
+    async fn open_port(&self, r: &Reactor) -> Result<LocalPort, String> {
+        let channel = self.open_disk(r).await?;
+        Ok(LocalPort { channel, vectors: RefCell::default() })
+    }
+
+    async fn open_disk(&self, _: &Reactor) -> Result<Channel, String> {
         self.desc.channel().map_err(|e| e.to_string())
     }
 }
@@ -134,7 +143,6 @@ impl LocalBdev {
 /// A bdev on one core, for lanes.
 pub(crate) struct LocalPort {
     channel: Channel,
-    read_flags: IoFlags,
     /// Memory of requests that have several pieces. Requests hold their lane, and with it this, until they end.
     vectors: RefCell<Vec<Vector>>,
 }
@@ -143,14 +151,6 @@ pub(crate) struct LocalPort {
 struct Vector {
     iov: Box<[IoVec]>,
     _memory: Vec<DmaBuf>,
-}
-
-impl LocalPort {
-    /// `contents` says that what is read will be looked at.
-    pub(crate) fn new(channel: Channel, contents: bool) -> LocalPort {
-        let read_flags = if contents { IoFlags::NONE } else { IoFlags::KEEP_BUFFER };
-        LocalPort { channel, read_flags, vectors: RefCell::default() }
-    }
 }
 
 impl Port for LocalPort {
@@ -174,7 +174,8 @@ impl Port for LocalPort {
     #[inline]
     fn submit(lane: &Rc<Lane<Self>>, mut io: IoRef, work: Work, tag: u64) {
         match work.kind {
-            Kind::Read => io.prepare(Op::Read, lane.port.read_flags, work.lba, work.blocks),
+            // Nobody looks at what a lane reads.
+            Kind::Read => io.prepare(Op::Read, IoFlags::KEEP_BUFFER, work.lba, work.blocks),
             Kind::Write => {
                 let flags = if work.fua { IoFlags::FUA } else { IoFlags::NONE };
                 io.prepare(Op::Write, flags, work.lba, work.blocks);
@@ -188,6 +189,8 @@ impl Port for LocalPort {
     fn release(&self, io: IoRef) {
         io.release();
     }
+
+    async fn close(&self) {}
 }
 
 impl Submitter for Lane<LocalPort> {

@@ -5,6 +5,7 @@ mod cli;
 mod cpu;
 #[allow(dead_code)] // printed once the NVMe/TCP side is there
 mod describe;
+mod device;
 mod lane;
 mod latency;
 mod load;

@@ -76,6 +76,7 @@ pub(crate) fn run<P: Port>(
             let outcome = if started { measure(&r, &schedule, &lanes).await } else { Err("not started".into()) };
             for l in &lanes {
                 l.release();
+                l.port.close().await;
             }
             outcome
         });

@@ -3,11 +3,8 @@
 mod check;
 mod journal;
 mod pattern;
+pub(crate) mod session;
 mod work;
-
-pub(crate) use check::check;
-pub(crate) use journal::{After, Header, History, Journal};
-pub(crate) use work::{Checked, VerifyPlan, verify};
 
 use longshore_bdev::{Channel, Data, IoFlags, Status};
 use longshore_reactor::DmaBuf;
@@ -20,6 +17,8 @@ pub(crate) trait Disk: Clone + 'static {
     fn write(&self, lba: u64, blocks: u32, buf: DmaBuf, fua: bool) -> impl Future<Output = (Status, Data)>;
     /// Makes what was written durable.
     fn flush(&self) -> impl Future<Output = Status>;
+    /// Lets go of the device; nothing is in flight.
+    fn close(&self) -> impl Future<Output = ()>;
 }
 
 impl Disk for Channel {
@@ -34,4 +33,6 @@ impl Disk for Channel {
     async fn flush(&self) -> Status {
         Channel::flush(self).await.0
     }
+
+    async fn close(&self) {}
 }
