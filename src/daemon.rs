@@ -125,16 +125,8 @@ fn read_config(path: &Path) -> Result<Config, String> {
 
 fn start_rpc(path: &Path, app: &Arc<App>) -> Result<Server, String> {
     let app = app.clone();
-    Server::start(path, move |_| Rc::new(Dispatcher(app))).map_err(|e| {
-        let hint = match e.kind() {
-            std::io::ErrorKind::AddrInUse | std::io::ErrorKind::WouldBlock => {
-                "another daemon uses it; stop that, or choose another with -r"
-            }
-            std::io::ErrorKind::PermissionDenied => "choose a path that you may write with -r",
-            _ => "choose another path with -r",
-        };
-        format!("RPC socket {}: {e}; {hint}", path.display())
-    })
+    // The error names the path and the remedy.
+    Server::start(path, move |_| Rc::new(Dispatcher(app))).map_err(|e| e.to_string())
 }
 
 fn reactor_options(o: &Options) -> Result<reactor::Options, String> {

@@ -1,6 +1,7 @@
 //! Log levels and flags that can be changed while the process runs.
 
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -91,7 +92,9 @@ impl Log {
     /// Makes this process log to standard error, and returns the handle. Once per process; a second call changes nothing visible.
     pub fn install() -> Log {
         let (filter, handle) = reload::Layer::new(State::default().targets());
-        let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        let colours = std::io::stderr().is_terminal();
+        let output =
+            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours);
         // Fails only if something else logs already: its choice stands.
         let _ = tracing_subscriber::registry().with(filter).with(output).try_init();
         Log { inner: Arc::new(Inner { state: Mutex::default(), reload: Some(handle) }) }
