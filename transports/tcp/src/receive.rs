@@ -41,6 +41,7 @@ enum Current {
         slot: u16,
         then: Then,
         wanted: bool,
+        len: u32,
     },
     /// `base`: where in the request's buffer the PDU's data begins.
     H2cData {
@@ -129,7 +130,7 @@ impl Conn {
         if c.data_len == 0 {
             self.proceed(slot, then);
         } else {
-            rx.current = Current::Capsule { slot, then, wanted };
+            rx.current = Current::Capsule { slot, then, wanted, len: c.data_len };
         }
     }
 
@@ -256,7 +257,7 @@ impl Conn {
         }
         let (slot, at) = match rx.current {
             Current::H2cData { slot, base, len } => (slot, base + (len - pending)),
-            // In-capsule data is smaller than this, unless the transport is configured otherwise.
+            Current::Capsule { slot, wanted: true, len, .. } => (slot, len - pending),
             Current::Capsule { .. } | Current::Nothing => return Next::Ring,
         };
         match self.qp().buffer(slot) {

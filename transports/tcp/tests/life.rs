@@ -133,6 +133,31 @@ fn a_first_command_that_is_not_connect_is_refused() {
 }
 
 #[test]
+fn a_connection_whose_connect_was_refused_is_closed_in_time() {
+    let w = Setup { tcp: short(), ..Setup::default() }.start();
+    let mut h = Host::initialised(w.addr, Ic::default());
+    assert!(h.connect(0, 31, 0xffff, 0, "nqn.2016-06.io.longshore:nobody", HOSTNQN).status.is_err());
+    assert!(h.closed());
+}
+
+#[test]
+fn a_listener_that_is_removed_takes_its_connections_along() {
+    let w = World::new();
+    let second = world::free_port("127.0.0.1");
+    w.listen(second).unwrap();
+    let mut kept = Host::admin(w.addr, Ic::default(), NQN);
+    let mut gone = Host::admin(second, Ic::default(), NQN);
+    let mut greeted = Host::initialised(second, Ic::default());
+    w.unlisten(second).unwrap();
+    assert!(gone.closed());
+    assert!(greeted.closed());
+    assert!(std::net::TcpStream::connect(second).is_err());
+    assert!(kept.property_get(0x1c, false).status.is_ok());
+    w.listen(second).unwrap();
+    assert!(Host::admin(second, Ic::default(), NQN).property_get(0x1c, false).status.is_ok());
+}
+
+#[test]
 fn ipv6_and_one_port_on_several_addresses() {
     let w = World::new();
     let v6 = world::free_port("::1");

@@ -5,7 +5,8 @@ mod world;
 
 use host::*;
 use longshore_nvme::wire::{SglDescriptor, Status};
-use world::{NQN, World};
+use longshore_nvmf::{TrType, TransportOptions};
+use world::{NQN, Setup, World};
 
 /// An admin queue and an I/O queue of 32 entries.
 fn queues(w: &World, ic: Ic, cattr: u8) -> (Host, Host) {
@@ -42,6 +43,32 @@ fn data_written_by_every_way_is_read_back() {
             assert!(io.read(40, len).data == data);
         }
     }
+}
+
+#[test]
+fn large_in_capsule_data_and_no_success_flag_as_configured() {
+    let mut transport = TransportOptions::new(TrType::Tcp);
+    transport.in_capsule_data_size = 65536;
+    transport.c2h_success = false;
+    let w = Setup { transport, ..Setup::default() }.start();
+    for ic in [Ic::default(), Ic::digests()] {
+        let (_admin, mut io) = queues(&w, ic, NO_FLOW_CONTROL);
+        for len in [512, 4096, 16384, 65536] {
+            let data = pattern(len as u64, len);
+            assert!(io.write_in_capsule(64, &data).status.is_ok());
+            let done = io.read(64, len);
+            assert!(done.data == data, "{len} bytes in the capsule came back different");
+            assert!(!done.implied, "the SUCCESS flag was not permitted");
+        }
+    }
+    // More than the queue takes: fatal, the data cannot be skipped.
+    let (_admin, mut io) = queues(&w, Ic::default(), 0);
+    let mut sqe = io.rw_sqe(1, 0, 256, 0);
+    sqe.dptr = SglDescriptor::in_capsule(0, 131_072);
+    let b = io.capsule(&sqe, &vec![0; 131_072]);
+    io.send(&b[..72]);
+    assert_eq!(io.pdu().kind, C2H_TERM);
+    assert!(io.closed());
 }
 
 #[test]

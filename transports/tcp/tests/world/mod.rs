@@ -118,6 +118,10 @@ impl World {
         block_on(self.target.add_listener(NQN, Address::tcp(addr), AnaState::Optimized))
     }
 
+    pub fn unlisten(&self, addr: SocketAddr) -> Result<(), TargetError> {
+        block_on(self.target.remove_listener(NQN, &Address::tcp(addr)))
+    }
+
     pub fn cores(&self) -> &[CoreHandle] {
         self.rt.as_ref().unwrap().cores()
     }
