@@ -529,13 +529,23 @@ fn commit(addr: *mut u8, huge: bool, transparent: bool) -> io::Result<bool> {
     Ok(false)
 }
 
-/// One explicit huge page, placed by the kernel, if the system has a free one.
+/// One explicit huge page, placed by the kernel, if the system has a free one that this process may use.
 fn huge_page() -> Option<*mut libc::c_void> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | HUGE_2MB;
-    // SAFETY: a fresh anonymous mapping.
-    let p = unsafe { libc::mmap(std::ptr::null_mut(), CHUNK, prot, flags, -1, 0) };
-    (p != libc::MAP_FAILED).then_some(p)
+    // SAFETY: a fresh anonymous mapping; it is populated, or given back.
+    unsafe {
+        let p = libc::mmap(std::ptr::null_mut(), CHUNK, prot, flags, -1, 0);
+        if p == libc::MAP_FAILED {
+            return None;
+        }
+        // A control group may forbid the page that was promised: the first touch would be a SIGBUS. This is an error instead.
+        if libc::madvise(p, CHUNK, libc::MADV_POPULATE_WRITE) != 0 {
+            libc::munmap(p, CHUNK);
+            return None;
+        }
+        Some(p)
+    }
 }
 
 /// `MAP_HUGE_2MB`: log2 of the page size in the bits above `MAP_HUGE_SHIFT`.
