@@ -37,6 +37,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/uring/channel.rs", "memory of requests lent to the ring"),
     ("bdev/src/uring/mutant.rs", "faults that tests build in"),
     ("bdev/src/uring/open.rs", "ioctls of block devices"),
+    ("nvme/src/host/memory.rs", "data copied to memory that a command owns"),
     ("perf/src/ceiling/uring.rs", "the raw ring of the ceiling"),
     ("perf/src/local.rs", "requests in several pieces of memory"),
     ("perf/src/local.rs", "requests over several pieces of memory"),

@@ -1,0 +1,116 @@
+//! Namespaces of a controller, as Identify describes them.
+
+use zerocopy::FromBytes;
+
+use crate::wire::identify::cns;
+use crate::wire::identify_ns::{LbaFormat, nidt};
+use crate::wire::opcode::admin;
+use crate::wire::{IdentifyNamespace, NamespaceDescriptors, NamespaceList, Sqe, Status};
+
+use super::command::AdminData;
+use super::controller::Controller;
+use super::error::HostError;
+
+/// Most namespaces that are listed: a bound against a controller that never ends its list.
+const MAX_LISTED: usize = 1 << 16;
+
+/// One namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its identifier.
+    pub nsid: u32,
+    /// Identify Namespace.
+    pub data: Box<IdentifyNamespace>,
+    /// Its identification descriptors, if it has any.
+    pub descriptors: Box<NamespaceDescriptors>,
+    /// UUID, if it has one that is not zero.
+    pub uuid: Option<[u8; 16]>,
+    /// NGUID, if it has one that is not zero.
+    pub nguid: Option<[u8; 16]>,
+    /// EUI-64, if it has one that is not zero.
+    pub eui64: Option<[u8; 8]>,
+    /// I/O command set (CSI).
+    pub csi: u8,
+}
+
+impl Namespace {
+    /// The LBA format in use.
+    pub fn format(&self) -> LbaFormat {
+        let f = self.data.flbas;
+        // Bits 6:5 are the upper bits of the index.
+        let index = usize::from(f & 0xf) | usize::from(f >> 5 & 3) << 4;
+        self.data.lbaf.get(index).copied().unwrap_or_default()
+    }
+
+    /// Bytes of data in a block; `None` if the controller says what cannot be.
+    pub fn block_size(&self) -> Option<u32> {
+        let lbads = self.format().lbads;
+        (9..=16).contains(&lbads).then(|| 1 << lbads)
+    }
+}
+
+fn nonzero<const N: usize>(id: &[u8]) -> Option<[u8; N]> {
+    <[u8; N]>::try_from(id).ok().filter(|id| id.iter().any(|&b| b != 0))
+}
+
+fn identify(cns: u8, nsid: u32) -> Sqe {
+    let mut sqe = Sqe::new(admin::IDENTIFY, 0, nsid);
+    sqe.cdw10 = u32::from(cns).into();
+    sqe
+}
+
+fn short<T, E>(_: E) -> Result<T, HostError> {
+    Err(HostError::Peer("its identify data is cut short".into()))
+}
+
+impl Controller {
+    /// Identifiers of the active namespaces, ascending.
+    ///
+    /// # Errors
+    /// The controller refuses, misbehaves or is gone.
+    pub async fn active_namespaces(&self) -> Result<Vec<u32>, HostError> {
+        let mut all: Vec<u32> = Vec::new();
+        loop {
+            let after = all.last().copied().unwrap_or(0);
+            let sqe = identify(cns::ACTIVE_NAMESPACES, after);
+            let reply = self.admin("Identify (active namespaces)", sqe, AdminData::Read(4096)).await?;
+            let list = NamespaceList::read_from_bytes(&reply.data).or_else(short)?;
+            let n = list.iter().count();
+            for nsid in list.iter() {
+                if nsid <= all.last().copied().unwrap_or(0) || all.len() == MAX_LISTED {
+                    return Err(HostError::Peer(format!("its list of namespaces does not ascend at {nsid}")));
+                }
+                all.push(nsid);
+            }
+            if n < list.0.len() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Describes a namespace.
+    ///
+    /// # Errors
+    /// It does not exist, or the controller refuses or is gone.
+    pub async fn namespace(&self, nsid: u32) -> Result<Namespace, HostError> {
+        let reply = self.admin("Identify Namespace", identify(cns::NAMESPACE, nsid), AdminData::Read(4096)).await?;
+        let data = Box::new(IdentifyNamespace::read_from_bytes(&reply.data).or_else(short)?);
+        let sqe = identify(cns::NAMESPACE_DESCRIPTORS, nsid);
+        let reply = self.admin_any(sqe, AdminData::Read(4096)).await?;
+        // Controllers before version 1.3 do not have these.
+        let bytes = if reply.status.is(Status::SUCCESS) { reply.data } else { vec![0; 4096] };
+        let descriptors = Box::new(NamespaceDescriptors::read_from_bytes(&bytes).or_else(short)?);
+        let (mut uuid, mut csi) = (None, 0);
+        let (mut nguid, mut eui64) = (nonzero(&data.nguid), nonzero(&data.eui64));
+        for (kind, id) in descriptors.iter() {
+            match kind {
+                nidt::UUID => uuid = uuid.or(nonzero(id)),
+                nidt::NGUID => nguid = nguid.or(nonzero(id)),
+                nidt::EUI64 => eui64 = eui64.or(nonzero(id)),
+                nidt::CSI => csi = id.first().copied().unwrap_or(0),
+                _ => {}
+            }
+        }
+        Ok(Namespace { nsid, data, descriptors, uuid, nguid, eui64, csi })
+    }
+}

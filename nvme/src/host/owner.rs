@@ -1,0 +1,347 @@
+//! The owner's side of a controller: admin queue, keep-alive, asynchronous events, aborts. Lives on one core.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_reactor::{Reactor, Timer};
+use zerocopy::FromBytes;
+
+use crate::wire::fabrics::{CNTLID_DYNAMIC, PropertyGetCmd, PropertySetCmd};
+use crate::wire::feature::{QueueCount, fid};
+use crate::wire::identify::cns;
+use crate::wire::io::AbortCmd;
+use crate::wire::opcode::admin;
+use crate::wire::register::{Cap, Cc, Csts, offset, shn, shst};
+use crate::wire::{AsyncEvent, IdentifyController, Sqe, Status, event};
+
+use super::command::{AdminData, success, transfer, within};
+use super::connect::{Connect, open, refuses_attributes};
+use super::controller::{Controller, ControllerState, Info};
+use super::error::HostError;
+use super::events::ControllerEvent;
+use super::options::TimeoutAction;
+use super::qpair::{Completer, Data, Done, Qpair};
+
+/// Aborts that wait for one outstanding to end.
+const ABORTS_WAITING: usize = 1024;
+/// Event requests outstanding at most.
+const EVENTS: u8 = 4;
+
+thread_local! {
+    static OWNERS: RefCell<HashMap<u64, Rc<Owner>>> = RefCell::default();
+}
+
+const TAG_KEEP_ALIVE: u64 = 0;
+const TAG_EVENT: u64 = 1;
+const TAG_ABORT: u64 = 2;
+
+pub(crate) struct Owner {
+    me: Weak<Owner>,
+    reactor: Reactor,
+    ctrl: Arc<Controller>,
+    admin: RefCell<Option<Rc<Qpair>>>,
+    keep_alive: RefCell<Option<Timer>>,
+    /// A Keep Alive is outstanding.
+    unanswered: Cell<bool>,
+    aborts: RefCell<VecDeque<(u16, u16)>>,
+    aborting: Cell<u16>,
+}
+
+/// The owner of the controller `id` on this core.
+pub(crate) fn find(id: u64) -> Option<Rc<Owner>> {
+    OWNERS.with(|o| o.borrow().get(&id).cloned())
+}
+
+/// Connects a controller for the first time; this core owns it from here on.
+pub(crate) async fn start(reactor: Reactor, ctrl: Arc<Controller>) -> Result<(), HostError> {
+    let id = ctrl.id;
+    let owner = Rc::new_cyclic(|me| Owner {
+        me: me.clone(),
+        reactor,
+        ctrl,
+        admin: RefCell::default(),
+        keep_alive: RefCell::default(),
+        unanswered: Cell::new(false),
+        aborts: RefCell::default(),
+        aborting: Cell::new(0),
+    });
+    owner.bring_up().await?;
+    OWNERS.with(|o| o.borrow_mut().insert(id, owner));
+    Ok(())
+}
+
+impl Owner {
+    /// Connects the admin queue and prepares the controller.
+    async fn bring_up(&self) -> Result<(), HostError> {
+        let (id, o) = (&self.ctrl.id_of, &self.ctrl.options);
+        let depth = o.admin_depth.clamp(31, 4095);
+        let mut flow_control = !o.disable_sq_flow_control;
+        loop {
+            let q = open(&self.reactor, id, o, 0, depth).await?;
+            match self.prepare(&q, depth, flow_control).await {
+                Ok(info) => {
+                    self.adopt(q, info);
+                    return Ok(());
+                }
+                Err(e) => {
+                    q.shut("the controller could not be set up").await;
+                    if flow_control || !refuses_attributes(&e) {
+                        return Err(e);
+                    }
+                    flow_control = true;
+                }
+            }
+        }
+    }
+
+    async fn prepare(&self, q: &Qpair, depth: u16, flow_control: bool) -> Result<Info, HostError> {
+        let (id, o) = (&self.ctrl.id_of, &self.ctrl.options);
+        let connect = Connect { subnqn: &id.subnqn, options: o, cntlid: CNTLID_DYNAMIC, sqsize: depth, flow_control };
+        let cntlid = connect.send(q).await?;
+        let steps = async {
+            let cap = Cap(self.property(q, offset::CAP, true).await?);
+            let version = self.property(q, offset::VS, false).await? as u32;
+            let css = if cap.css() & 1 != 0 { 0 } else { 6 };
+            let cc = Cc(0).with_en(1).with_css(css).with_iosqes(6).with_iocqes(4);
+            self.set_property(q, offset::CC, cc.0).await?;
+            self.ready(q, Duration::from_millis(500) * (cap.to().max(1) as u32)).await?;
+            let mut sqe = Sqe::new(admin::IDENTIFY, 0, 0);
+            sqe.cdw10 = u32::from(cns::CONTROLLER).into();
+            let reply = transfer(q, &sqe, AdminData::Read(4096)).await?;
+            if reply.status.is_err() {
+                return Err(HostError::Refused { what: "Identify Controller", status: reply.status, dw0: 0 });
+            }
+            let identify = IdentifyController::read_from_bytes(&reply.data)
+                .map_err(|_| HostError::Peer("its identify data is cut short".into()))?;
+            let mut info = Info::new(cntlid, cap, version, cc, Box::new(identify), flow_control);
+            if !info.is_discovery() {
+                info.io_queues = self.queue_count(q, o.io_queues.max(1)).await?;
+                info.io_depth = o.io_depth.clamp(1, (cap.mqes() as u16).max(1));
+            }
+            let wanted =
+                info.identify.oaes.get() & (event::config::NAMESPACE | event::config::ANA | event::config::DISCOVERY);
+            let mut sqe = Sqe::new(admin::SET_FEATURES, 0, 0);
+            sqe.cdw10 = u32::from(fid::ASYNC_EVENT_CONFIG).into();
+            sqe.cdw11 = (wanted | event::config::HEALTH).into();
+            // A controller without events is one all the same.
+            if let Err(e) = success(q, "Set Features (asynchronous events)", &sqe, Data::None).await {
+                tracing::debug!("{id}: {e}");
+            }
+            Ok(info)
+        };
+        within(&self.reactor, o.setup_timeout.max(Duration::from_secs(1)) * 4, "setting up the controller", steps)
+            .await?
+    }
+
+    async fn property(&self, q: &Qpair, at: u32, wide: bool) -> Result<u64, HostError> {
+        let sqe = PropertyGetCmd::new(0, at, wide).sqe();
+        let v = success(q, "Property Get", &sqe, Data::None).await?.result;
+        Ok(if wide { v } else { v & 0xffff_ffff })
+    }
+
+    async fn set_property(&self, q: &Qpair, at: u32, value: u32) -> Result<(), HostError> {
+        let sqe = PropertySetCmd::new(0, at, value).sqe();
+        success(q, "Property Set", &sqe, Data::None).await.map(drop)
+    }
+
+    /// Waits until the controller says that it is ready.
+    async fn ready(&self, q: &Qpair, limit: Duration) -> Result<(), HostError> {
+        let until = self.reactor.rdtsc().saturating_add(self.reactor.ticks(limit));
+        loop {
+            let csts = Csts(self.property(q, offset::CSTS, false).await? as u32);
+            if csts.cfs() != 0 {
+                return Err(HostError::Peer("it reports a fatal status (CSTS.CFS)".into()));
+            }
+            if csts.rdy() != 0 {
+                return Ok(());
+            }
+            if self.reactor.rdtsc() > until {
+                return Err(HostError::TimedOut { what: format!("becoming ready ({} ms, CAP.TO)", limit.as_millis()) });
+            }
+            self.reactor.sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn queue_count(&self, q: &Qpair, wanted: u16) -> Result<u16, HostError> {
+        let n = u32::from(wanted.min(0xfffe) - 1);
+        let mut sqe = Sqe::new(admin::SET_FEATURES, 0, 0);
+        sqe.cdw10 = u32::from(fid::NUMBER_OF_QUEUES).into();
+        sqe.cdw11 = QueueCount(0).with_submission(n).with_completion(n).0.into();
+        let done = success(q, "Set Features (number of queues)", &sqe, Data::None).await?;
+        let got = QueueCount(done.result as u32);
+        Ok(got.submission().min(got.completion()).min(n) as u16 + 1)
+    }
+
+    /// The controller is ready: keeps it alive and listens to its events.
+    fn adopt(&self, q: Rc<Qpair>, info: Info) {
+        let o = &self.ctrl.options;
+        self.unanswered.set(false);
+        self.aborts.borrow_mut().clear();
+        self.aborting.set(0);
+        let events = info.identify.aerl.min(EVENTS - 1) + 1;
+        *self.admin.borrow_mut() = Some(q.clone());
+        self.ctrl.came_up(info);
+        let me = self.me.clone();
+        q.on_end(move |why| {
+            if let Some(o) = me.upgrade() {
+                o.admin_ended(why);
+            }
+        });
+        if !o.admin_timeout.is_zero() && o.on_timeout != TimeoutAction::None {
+            let me = self.me.clone();
+            let late = move |q: &Qpair, _, opcode: u8, _| {
+                q.close(format!("admin command {opcode:02x}h took too long"));
+                if let Some(o) = me.upgrade() {
+                    o.ctrl.tell(ControllerEvent::TimedOut { qid: 0 });
+                }
+            };
+            q.set_deadline(o.admin_timeout, Rc::new(late));
+        }
+        if !o.keep_alive.is_zero() {
+            let me = self.me.clone();
+            let period = (o.keep_alive / 2).max(Duration::from_millis(1));
+            *self.keep_alive.borrow_mut() = Some(self.reactor.every(period, move |_| {
+                if let Some(o) = me.upgrade() {
+                    o.send_keep_alive();
+                }
+            }));
+        }
+        for _ in 0..events {
+            self.listen();
+        }
+    }
+
+    fn queue(&self) -> Option<Rc<Qpair>> {
+        self.admin.borrow().clone().filter(|q| q.is_open())
+    }
+
+    fn myself(&self) -> Option<Rc<dyn Completer>> {
+        self.me.upgrade().map(|o| o as Rc<dyn Completer>)
+    }
+
+    fn send_keep_alive(&self) {
+        let (Some(q), Some(me)) = (self.queue(), self.myself()) else { return };
+        if self.unanswered.get() {
+            q.close(format!("Keep Alive was not answered for {} ms", self.ctrl.options.keep_alive.as_millis() / 2));
+            return;
+        }
+        if q.submit(&Sqe::new(admin::KEEP_ALIVE, 0, 0), Data::None, me, TAG_KEEP_ALIVE).is_ok() {
+            self.unanswered.set(true);
+        }
+    }
+
+    /// Sends an Asynchronous Event Request.
+    fn listen(&self) {
+        if let (Some(q), Some(me)) = (self.queue(), self.myself()) {
+            let _ = q.submit(&Sqe::new(admin::ASYNC_EVENT_REQUEST, 0, 0), Data::None, me, TAG_EVENT);
+        }
+    }
+
+    /// Asks for command `cid` of queue `qid` to be aborted. Nobody learns whether it was: the command's own end tells.
+    pub(crate) fn abort(&self, qid: u16, cid: u16) {
+        let mut waiting = self.aborts.borrow_mut();
+        if waiting.len() < ABORTS_WAITING {
+            waiting.push_back((qid, cid));
+        }
+        drop(waiting);
+        self.send_aborts();
+    }
+
+    fn send_aborts(&self) {
+        let limit = self.ctrl.info().map_or(1, |i| u16::from(i.identify.acl) + 1).min(8);
+        while self.aborting.get() < limit {
+            let (Some(q), Some(me)) = (self.queue(), self.myself()) else { return };
+            let Some((sqid, cid)) = self.aborts.borrow_mut().pop_front() else { return };
+            let mut sqe = Sqe::new(admin::ABORT, 0, 0);
+            sqe.cdw10 = AbortCmd { sqid, cid }.cdw10().into();
+            if q.submit(&sqe, Data::None, me, TAG_ABORT).is_err() {
+                return;
+            }
+            self.aborting.set(self.aborting.get() + 1);
+        }
+    }
+
+    /// Runs an admin command.
+    pub(crate) async fn run(&self, sqe: Sqe, data: AdminData) -> Result<super::AdminReply, HostError> {
+        let q = self.admin.borrow().clone().ok_or(HostError::Gone)?;
+        transfer(&q, &sqe, data).await
+    }
+
+    fn admin_ended(&self, why: &str) {
+        let timer = self.keep_alive.take();
+        drop(timer);
+        if self.ctrl.went_down(why) {
+            self.ctrl.tell(ControllerEvent::Lost { why: why.to_owned() });
+            let ctrl = self.ctrl.clone();
+            drop(self.reactor.spawn(async move { ctrl.close_queues("the controller is lost").await }));
+        }
+    }
+
+    async fn take_down(&self, why: &str) {
+        self.ctrl.close_queues(why).await;
+        let q = self.admin.borrow_mut().take();
+        let timer = self.keep_alive.take();
+        drop(timer);
+        if let Some(q) = q {
+            q.shut(why).await;
+        }
+    }
+
+    /// Ends all connections and connects anew.
+    pub(crate) async fn reset(&self) -> Result<(), HostError> {
+        self.ctrl.set_state(ControllerState::Resetting);
+        self.take_down("the controller is being reset").await;
+        match self.bring_up().await {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                self.ctrl.set_failed(&e.to_string());
+                Err(e)
+            }
+        }
+    }
+
+    /// Ends all connections for good; with a shutdown notification if `notify`.
+    pub(crate) async fn disconnect(&self, notify: bool) {
+        self.ctrl.set_state(ControllerState::Closed);
+        self.ctrl.close_queues("the controller is being disconnected").await;
+        if let (true, Some(q), Some(info)) = (notify, self.queue(), self.ctrl.info()) {
+            let steps = async {
+                self.set_property(&q, offset::CC, info.cc.with_shn(shn::NORMAL).0).await?;
+                while Csts(self.property(&q, offset::CSTS, false).await? as u32).shst() != shst::COMPLETE {
+                    self.reactor.sleep(Duration::from_millis(2)).await;
+                }
+                Ok::<_, HostError>(())
+            };
+            match within(&self.reactor, Duration::from_secs(5), "the shutdown", steps).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) | Err(e) => tracing::info!("{}: no orderly shutdown: {e}", self.ctrl.id_of),
+            }
+        }
+        self.take_down("the controller was disconnected").await;
+        OWNERS.with(|o| o.borrow_mut().remove(&self.ctrl.id));
+    }
+}
+
+impl Completer for Owner {
+    fn completed(&self, done: &Done) {
+        let gone = done.status.is(Status::ABORTED_BY_HOST);
+        match done.tag {
+            // Whatever it answers, it lives.
+            TAG_KEEP_ALIVE => self.unanswered.set(false),
+            TAG_EVENT if done.status.is_ok() => {
+                self.ctrl.tell(ControllerEvent::Async(AsyncEvent::from_dw0(done.result as u32)));
+                self.listen();
+            }
+            TAG_EVENT => {}
+            _ => {
+                self.aborting.set(self.aborting.get().saturating_sub(1));
+                if !gone {
+                    self.send_aborts();
+                }
+            }
+        }
+    }
+}
