@@ -265,7 +265,11 @@ def main():
     subprocess.run([REPO / "scripts/testbed/build"], check=True)
     work = Path(a.keep).resolve() if a.keep else Path(tempfile.mkdtemp(prefix="longshore-guest."))
     share = work / "share"
-    shutil.rmtree(share, ignore_errors=True)
+    for old in [share, work / "daemon.log", *work.glob("state*")]:  # of an earlier run with --keep
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
     share.mkdir(parents=True)
     for item in HERE.iterdir():
         if item.is_dir() and item.name == "topics":

@@ -8,7 +8,7 @@ for topic; do
   start=$SECONDS
   echo "== $topic"
   dmesg --clear
-  if timeout --kill-after=5 240 bash "topics/$topic.sh"; then verdict=PASS; else verdict=FAIL; fi
+  if timeout --kill-after=5 300 bash "topics/$topic.sh"; then verdict=PASS; else verdict=FAIL; fi
   if [ $verdict = FAIL ]; then
     echo "-- kernel log:"; dmesg | tail -40
     echo "-- controllers:"; nvme list-subsys

@@ -32,7 +32,7 @@ C
   check 'the daemon serves in the guest' until_true 60 listens
 fi
 check 'connect' connect
-check 'namespace 1 appears' until_true 10 disk_of 1
+check 'namespace 1 appears' until_true 30 disk_of 1
 D=$(disk_of 1)
 head_of() { echo "/sys/block/$(basename "$1")/queue"; }
 check 'the device says that it has a volatile cache' grep -q 'write back' "$(head_of "$D")/write_cache"

@@ -4,7 +4,7 @@ serve $((192 * MIB))
 # shellcheck disable=SC2086  # several words
 check "connect ${DIGESTS:-without digests}, 4 I/O queues" connect ${DIGESTS:-}
 check 'the host has 4 I/O queues and the admin queue' test "$(cat "/sys/class/nvme/$(controller)/queue_count")" = 5
-check 'namespace 1 appears' until_true 10 disk_of 1
+check 'namespace 1 appears' until_true 30 disk_of 1
 D=$(disk_of 1)
 mkdir -p /mnt/fs
 check 'mkfs.ext4' mkfs.ext4 -q -F "$D"
@@ -18,7 +18,7 @@ check 'fsck is clean' e2fsck -f -n "$D"
 check 'disconnect' nvme disconnect -n $NQN
 # shellcheck disable=SC2086
 check 'connect again' connect ${DIGESTS:-}
-check 'namespace 1 appears again' until_true 10 disk_of 1
+check 'namespace 1 appears again' until_true 30 disk_of 1
 check 'mount again' mount -o ro "$(disk_of 1)" /mnt/fs
 for tree in /mnt/fs/python3*; do
   check "what was copied reads back equal: ${tree##*/}" diff -r --no-dereference "$tree" "/usr/lib/${tree##*/}"
