@@ -85,8 +85,8 @@ impl PollGroup {
         GROUPS.with(|c| c.borrow_mut().push(group));
     }
 
-    /// Disconnects everything and gives this core's part up.
-    pub(crate) async fn uninstall(target: &Arc<Target>) {
+    /// Disconnects everything; ends when nothing is connected any more.
+    pub(crate) async fn quiesce(target: &Arc<Target>) {
         let Some(g) = PollGroup::of(target) else { return };
         let all: Vec<_> = g.qpairs.borrow().values().cloned().collect();
         for q in all {
@@ -94,6 +94,11 @@ impl PollGroup {
         }
         let reactor = g.reactor.clone();
         g.wait_until(&reactor, Some(Duration::from_secs(30)), |g| g.qpairs.borrow().is_empty()).await;
+    }
+
+    /// Gives this core's part up.
+    pub(crate) fn uninstall(target: &Arc<Target>) {
+        let Some(g) = PollGroup::of(target) else { return };
         g.controllers.borrow_mut().clear();
         // Whoever still holds the group must not hold devices open by it.
         let mut empty = (*g.view()).clone();
@@ -295,6 +300,11 @@ impl PollGroup {
             waited += step;
         }
         true
+    }
+
+    /// True if the core serves no queue pair and owns no controller.
+    pub fn is_idle(&self) -> bool {
+        self.qpairs.borrow().is_empty() && self.controllers.borrow().is_empty()
     }
 
     pub(crate) fn add_qpair(&self, qp: &Rc<Qpair>) {

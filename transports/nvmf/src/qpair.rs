@@ -163,7 +163,6 @@ impl Qpair {
     pub fn begin(self: &Rc<Self>, slot: u16, sqe: &Sqe, in_capsule: u32) -> Begin {
         let head = self.sqhd.get() + 1;
         self.sqhd.set(if head >= self.depth.get() { 0 } else { head });
-        self.slots[usize::from(slot)].borrow_mut().start(sqe);
         let kind = if sqe.opcode == longshore_nvme::wire::opcode::admin::FABRICS {
             Kind::Fabrics
         } else if self.qid.get() == 0 {
@@ -171,7 +170,7 @@ impl Qpair {
         } else {
             Kind::Io
         };
-        self.slots[usize::from(slot)].borrow_mut().kind = kind;
+        self.slots[usize::from(slot)].borrow_mut().start(sqe, kind);
         let live = self.life.get() == Life::Live;
         let plan = match kind {
             Kind::Io if live => io::begin(self, slot, sqe, in_capsule),

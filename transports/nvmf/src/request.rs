@@ -115,8 +115,9 @@ impl Request {
 
     /// Takes a new command in.
     #[inline]
-    pub(crate) fn start(&mut self, sqe: &Sqe) {
+    pub(crate) fn start(&mut self, sqe: &Sqe, kind: Kind) {
         self.sqe = *sqe;
+        self.kind = kind;
         self.phase = Phase::Begun;
         self.half = Half::Whole;
         self.ready = false;

@@ -113,16 +113,21 @@ impl Target {
                 let _ = k.unlisten(&a).await;
             }
         }
-        let done: Vec<_> = self
+        // All cores stay reachable until none has a connection left: they answer each other's questions.
+        let quiet: Vec<_> = self
             .cores
             .iter()
             .map(|c| {
                 let me = self.clone();
-                c.spawn(move |_| async move { PollGroup::uninstall(&me).await })
+                c.spawn(move |_| async move { PollGroup::quiesce(&me).await })
             })
             .collect();
-        for d in done {
-            let _ = d.await;
+        for q in quiet {
+            let _ = q.await;
+        }
+        for c in &self.cores {
+            let me = self.clone();
+            let _ = c.call(move |_| PollGroup::uninstall(&me)).await;
         }
         let mut s = self.state();
         let mut empty = (*s.view).clone();

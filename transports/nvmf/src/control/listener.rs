@@ -37,6 +37,7 @@ impl Target {
                 Ok(())
             });
             self.forget_port(&at);
+            let _ = self.publish().await;
             return Err(e);
         }
         self.discovery_changed();
