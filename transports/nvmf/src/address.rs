@@ -135,6 +135,11 @@ impl Address {
         };
         fits.then(|| SocketAddr::new(ip, port))
     }
+
+    /// True for 0.0.0.0 and ::, which a host cannot connect to.
+    pub fn is_unspecified(&self) -> bool {
+        self.socket().is_some_and(|s| s.ip().is_unspecified())
+    }
 }
 
 impl fmt::Display for Address {

@@ -10,6 +10,7 @@ use longshore_nvme::wire::register::{Cap, Cc, Csts, Version, shn, shst};
 use longshore_reactor::Timer;
 
 use crate::access::{Access, Identity};
+use crate::address::Address;
 use crate::admin::aer::Events;
 use crate::control::ControllerInfo;
 use crate::options::TransportOptions;
@@ -40,6 +41,8 @@ pub(crate) struct Controller {
     pub(crate) group: Weak<PollGroup>,
     pub(crate) admin: Weak<Qpair>,
     pub(crate) access: Rc<Access>,
+    /// The address the host reached the target by.
+    pub(crate) came_by: Address,
     pub(crate) options: Arc<TransportOptions>,
     cc: Cell<Cc>,
     csts: Cell<Csts>,
@@ -74,6 +77,7 @@ impl Controller {
         let c = Rc::new(Controller {
             hostid,
             discovery: sub.discovery,
+            came_by: admin.transport().and_then(|t| t.local()).unwrap_or_else(|| access.listener.clone()),
             group: Rc::downgrade(group),
             admin: Rc::downgrade(admin),
             access,

@@ -13,7 +13,7 @@ use crate::view::TargetView;
 pub(crate) fn log(c: &Controller) -> Vec<u8> {
     let Some(g) = c.group() else { return Vec::new() };
     let view = g.view();
-    let entries = entries(&view, &c.who.hostnqn, &c.access.listener);
+    let entries = entries(&view, &c.who.hostnqn, &c.came_by);
     let mut h = DiscoveryHeader::new_zeroed();
     h.genctr = view.genctr.into();
     h.numrec = (entries.len() as u64).into();
@@ -26,6 +26,11 @@ pub(crate) fn log(c: &Controller) -> Vec<u8> {
 
 fn entries(view: &TargetView, hostnqn: &str, came_by: &Address) -> Vec<DiscoveryEntry> {
     let f = view.config.discovery_filter;
+    // A listener on every address is shown as the one that this host has reached.
+    let reached = |a: &Address| match a.is_unspecified() && a.adrfam == came_by.adrfam {
+        true => Address { traddr: came_by.traddr.clone(), ..a.clone() },
+        false => a.clone(),
+    };
     let shown = |a: &Address| {
         (!f.transport || a.trtype == came_by.trtype)
             && (!f.address || a.traddr == came_by.traddr)
@@ -33,15 +38,15 @@ fn entries(view: &TargetView, hostnqn: &str, came_by: &Address) -> Vec<Discovery
     };
     let mut all = Vec::new();
     for sub in view.subsystems.values().filter(|s| s.allows(hostnqn)) {
-        for l in sub.listeners.iter().filter(|l| shown(&l.address)) {
-            let mut e = entry(&l.address, sub.nqn(), all.len());
+        for at in sub.listeners.iter().map(|l| reached(&l.address)).filter(shown) {
+            let mut e = entry(&at, sub.nqn(), all.len());
             if sub.discovery {
                 e.subtype = subtype::CURRENT_DISCOVERY;
                 e.eflags = (eflags::PERSISTENT | eflags::DUPLICATE).into();
             } else {
                 e.subtype = subtype::NVM;
             }
-            let depth = view.transports.get(&l.address.trtype).map_or(32, |t| t.max_aq_depth);
+            let depth = view.transports.get(&at.trtype).map_or(32, |t| t.max_aq_depth);
             e.asqsz = (depth as u16).into();
             all.push(e);
         }

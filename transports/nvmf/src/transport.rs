@@ -46,6 +46,11 @@ pub trait QpairTransport {
     /// The listener the host came in by, as it was configured.
     fn listener(&self) -> &Address;
 
+    /// This end, where it can differ from the listener: one that listens on every address of the machine.
+    fn local(&self) -> Option<Address> {
+        None
+    }
+
     /// The host's end.
     fn peer(&self) -> Address;
 }

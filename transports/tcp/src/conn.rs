@@ -295,6 +295,10 @@ impl QpairTransport for Conn {
         &self.listener
     }
 
+    fn local(&self) -> Option<Address> {
+        self.sock().local_addr().ok().map(Address::tcp)
+    }
+
     fn peer(&self) -> Address {
         Address::tcp(self.peer)
     }
