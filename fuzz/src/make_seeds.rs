@@ -4,6 +4,7 @@ use longshore_nvme::tcp_pdu::*;
 use longshore_nvme::wire::fabrics::{ConnectCmd, ConnectData};
 use longshore_nvme::wire::{Cqe, NqnField, Sqe, Status, opcode};
 use std::path::Path;
+use zerocopy::IntoBytes;
 
 const DATA: [u8; 64] = [0x5a; 64];
 
@@ -33,7 +34,43 @@ fn main() -> std::io::Result<()> {
     std::fs::write(dir.join("ic_resp"), [&[17, 0, 9, 9][..], &resp].concat())?;
     let mut out = [0; TERM_REQ_MAX];
     let term = encode_term_req(Role::Host, &FatalError::unknown_cccid(3), &DATA, &mut out).expect("not silent");
-    std::fs::write(dir.join("h2c_term_req"), [&[0, 0, 9, 9][..], term].concat())
+    std::fs::write(dir.join("h2c_term_req"), [&[0, 0, 9, 9][..], term].concat())?;
+    commands()
+}
+
+/// Seeds of `nvme_command`: control byte, entry, and what the data is made of, per command.
+fn commands() -> std::io::Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/nvme_command");
+    std::fs::create_dir_all(&dir)?;
+    const IO: u8 = 1;
+    const REPAIR: u8 = 16;
+    let step = |control: u8, opcode: u8, flags: u8, cdw10: u32, cdw11: u32| {
+        let mut s = Sqe::new(opcode, 7, 1);
+        s.flags |= flags;
+        (s.cdw10, s.cdw11, s.cdw12) = (cdw10.into(), cdw11.into(), 3.into());
+        [&[control | REPAIR][..], s.as_bytes(), &[0x5a]].concat()
+    };
+    let io = |opcode, flags, cdw10| step(IO, opcode, flags, cdw10, 4);
+    use opcode::{admin, io as op};
+    let seeds = [
+        ("read_write", vec![io(op::WRITE, 0, 8), io(op::READ, 0, 8), io(op::FLUSH, 0, 0), io(op::COMPARE, 0, 8)]),
+        ("fused", vec![io(op::COMPARE, 1, 8), io(op::WRITE, 2, 8), io(op::COMPARE, 1, 8), io(op::READ, 0, 0)]),
+        (
+            "fused_late",
+            vec![step(5, op::COMPARE, 1, 8, 0), step(5, op::WRITE, 2, 8, 0), step(0, admin::ABORT, 0, 7 << 16 | 1, 0)],
+        ),
+        ("deallocate", vec![io(op::DATASET_MANAGEMENT, 0, 3), io(op::WRITE_ZEROES, 0, 1000), io(op::READ, 0, 1023)]),
+        ("identify", [0u32, 1, 2, 3, 6, 8, 0x13].map(|cns| step(0, admin::IDENTIFY, 0, cns, 0)).to_vec()),
+        ("logs", [0u32, 1, 2, 3, 4, 5, 0xc].map(|l| step(0, admin::GET_LOG_PAGE, 0, l | 0x3ff << 16, 0)).to_vec()),
+        ("features", [7u32, 0xb, 0xf].map(|f| step(0, admin::SET_FEATURES, 0, f, 0x100)).to_vec()),
+        ("events", vec![step(0, admin::ASYNC_EVENT_REQUEST, 0, 0, 0); 6]),
+        ("abort", vec![step(5, op::WRITE, 0, 8, 0), step(0, admin::ABORT, 0, 7 << 16 | 1, 0)]),
+        ("disable", vec![step(0, admin::FABRICS, 0, 0, 0x14), io(op::READ, 0, 0), io(op::FABRICS, 0, 0)]),
+    ];
+    for (name, steps) in seeds {
+        std::fs::write(dir.join(name), steps.concat())?;
+    }
+    Ok(())
 }
 
 fn put(out: &mut Vec<u8>, enc: &Encoder, header: &[u8], data: &[u8]) {
