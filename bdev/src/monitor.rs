@@ -68,7 +68,7 @@ impl BdevNode {
             return;
         }
         let node = Arc::downgrade(self);
-        let _ = core.spawn(move |reactor| async move {
+        drop(core.spawn(move |reactor| async move {
             loop {
                 reactor.sleep(period).await;
                 let Some(node) = node.upgrade() else { return };
@@ -88,7 +88,7 @@ impl BdevNode {
                     s.weighted.fetch_add(us.saturating_mul(depth), Relaxed);
                 }
             }
-        });
+        }));
     }
 
     /// Counts latencies from now on, of one kind of operation or of all, after forgetting what was counted before; or stops. The

@@ -341,7 +341,7 @@ impl BdevNode {
             s.removed.push(tx);
         }
         self.notify(BdevEvent::Remove);
-        let _ = self.on_channels(|ch, _| ch.set_gate(gate::REMOVED, true));
+        drop(self.on_channels(|ch, _| ch.set_gate(gate::REMOVED, true)));
         self.finish_removal(self.state());
         Some(rx)
     }
