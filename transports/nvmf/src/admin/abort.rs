@@ -51,12 +51,13 @@ impl Qpair {
             Some(i) != but && matches!(r.phase, Phase::Begun | Phase::Executing) && r.sqe.cid.get() == cid
         });
         let Some(slot) = found else { return false };
-        let (phase, half, waits_buffer) = {
+        let (phase, half) = {
             let r = self.slots[usize::from(slot)].borrow();
-            (r.phase, r.half, r.waits_buffer)
+            (r.phase, r.half)
         };
         if phase == Phase::Begun {
-            let given_up = waits_buffer || self.transport().is_some_and(|t| t.abort_transfer(slot));
+            // Also where it waits for a buffer: its data may be next in the stream.
+            let given_up = self.transport().is_some_and(|t| t.abort_transfer(slot));
             if given_up {
                 self.slots[usize::from(slot)].borrow_mut().waits_buffer = false;
                 self.end_begun(slot, Status::ABORT_REQUESTED);
