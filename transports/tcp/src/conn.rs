@@ -30,8 +30,6 @@ pub(crate) const SEND_HIGH: usize = 1 << 20;
 pub(crate) mod halt {
     /// Every slot is taken: the host sent more commands than the queue has entries.
     pub(crate) const NO_SLOT: u8 = 1;
-    /// In-capsule data has no buffer to go to.
-    pub(crate) const NO_BUFFER: u8 = 2;
     /// The host does not take what is sent to it.
     pub(crate) const SEND_FULL: u8 = 4;
     /// The connection ends.
@@ -180,6 +178,9 @@ impl Conn {
         if !implied {
             self.sock().send_with(CAPSULE_RESP_MAX, |out| self.encoder.capsule_resp(&cqe, out));
         }
+        // Late data for it must find no command, least of all the next one in this slot.
+        let whole = self.slots.borrow_mut().ended(slot);
+        debug_assert!(whole, "slot {slot} is answered while its data is on the way");
         qp.release(slot);
         if !self.live.get() {
             self.went_live();
@@ -262,8 +263,13 @@ impl QpairTransport for Conn {
             }
             Phase::BufferForData => self.request_data(slot),
             Phase::BufferForCapsule => {
-                self.slots.borrow_mut().set_phase(slot, Phase::Idle);
-                self.unhalt(halt::NO_BUFFER);
+                let kept = self.slots.borrow_mut().take_kept(slot);
+                if let Some((bytes, whole)) = kept {
+                    self.fill(slot, 0, &bytes);
+                    if whole {
+                        self.have_all(slot);
+                    }
+                }
             }
             Phase::Idle | Phase::Data => {}
         }
@@ -284,6 +290,10 @@ impl QpairTransport for Conn {
             // No R2T is out: the host will not send data for it.
             Phase::BufferForRead | Phase::BufferForData => {
                 slots.set_phase(slot, Phase::Idle);
+                true
+            }
+            Phase::BufferForCapsule if slots.is_kept_whole(slot) => {
+                slots.take_kept(slot);
                 true
             }
             // The host may be sending. What it sends must find its command.

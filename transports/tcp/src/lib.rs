@@ -15,8 +15,9 @@
 //!
 //! # What bounds it
 //!
-//! A slot per queue entry; a buffer before each R2T; one mebibyte queued to be sent, and no receive is armed beyond
-//! that; what was received already and cannot be taken is kept: one receive slice at most.
+//! A slot per queue entry; a buffer before each R2T; one mebibyte queued to be sent, and no receive is armed beyond that.
+//! While a slot is missing, what was received already is kept: one receive slice at most. In-capsule data for which there is no
+//! buffer is kept too, a capsule per slot at most: what frees a buffer may come behind it in the stream.
 
 mod acceptor;
 mod conn;

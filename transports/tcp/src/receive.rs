@@ -1,7 +1,7 @@
 //! What comes in: PDUs become requests, their data goes to the request's buffer.
 //!
-//! Bytes are taken as long as every command finds a slot and all in-capsule data a buffer. Where that ends, the rest of what was
-//! received is kept, nothing more is received, and the connection goes on when what was missing is there.
+//! Bytes are taken as long as every command finds a slot. Where that ends, the rest of what was received is kept, nothing more is
+//! received, and the connection goes on when a slot is free.
 
 use std::rc::Rc;
 
@@ -118,8 +118,7 @@ impl Conn {
             Begin::NeedData { in_capsule: true, .. } => {
                 wanted = true;
                 if !self.qp().get_buffer(slot) {
-                    self.slots.borrow_mut().set_phase(slot, Phase::BufferForCapsule);
-                    self.halt(halt::NO_BUFFER);
+                    self.slots.borrow_mut().keep(slot);
                 }
                 Then::Execute
             }
@@ -187,7 +186,15 @@ impl Conn {
         match rx.current {
             Current::Nothing => {}
             Current::H2cData { slot, base, .. } => self.fill(slot, base + offset, bytes),
-            Current::Capsule { slot, wanted: true, .. } => self.fill(slot, offset, bytes),
+            Current::Capsule { slot, wanted: true, .. } => {
+                let mut slots = self.slots.borrow_mut();
+                if slots.phase(slot) == Phase::BufferForCapsule {
+                    slots.keep_bytes(slot, bytes);
+                } else {
+                    drop(slots);
+                    self.fill(slot, offset, bytes);
+                }
+            }
             // Data that the command has no use for.
             Current::Capsule { .. } => {}
         }
@@ -195,7 +202,7 @@ impl Conn {
 
     /// Copies `bytes` to `at` in the buffer of the command in `slot`.
     #[inline]
-    fn fill(&self, slot: u16, at: u32, bytes: &[u8]) {
+    pub(crate) fn fill(&self, slot: u16, at: u32, bytes: &[u8]) {
         let at = at as usize;
         let done = self.qp().with_buffer(slot, |buf| {
             // A capsule may carry more than its command wants.
@@ -210,6 +217,15 @@ impl Conn {
         }
     }
 
+    /// The command in `slot` has all of its data, which was kept until it had its buffer.
+    pub(crate) fn have_all(&self, slot: u16) {
+        if self.spoilt.take() {
+            self.qp().fail(slot, Status::TRANSIENT_TRANSPORT_ERROR);
+        } else {
+            self.qp().execute(slot);
+        }
+    }
+
     fn end(&self, rx: &mut Rx, ddgst_ok: bool) {
         match std::mem::replace(&mut rx.current, Current::Nothing) {
             Current::Nothing => {}
@@ -217,6 +233,11 @@ impl Conn {
                 let whole = ddgst_ok && !self.spoilt.take();
                 // A refused command is answered with what it was refused for.
                 if whole || then == Then::Respond {
+                    let mut slots = self.slots.borrow_mut();
+                    if slots.phase(slot) == Phase::BufferForCapsule {
+                        return slots.kept_whole(slot);
+                    }
+                    drop(slots);
                     self.proceed(slot, then);
                 } else {
                     self.qp().fail(slot, Status::TRANSIENT_TRANSPORT_ERROR);

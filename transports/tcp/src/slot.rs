@@ -9,7 +9,7 @@ pub(crate) enum Phase {
     BufferForRead,
     /// Waits for a buffer, without which no R2T is sent.
     BufferForData,
-    /// Waits for a buffer for in-capsule data; the connection stands still until then.
+    /// Waits for a buffer for in-capsule data, which is kept elsewhere until then.
     BufferForCapsule,
     /// An R2T is out, data is arriving.
     Data,
@@ -31,17 +31,28 @@ pub(crate) struct Slot {
 
 const IDLE: Slot = Slot { phase: Phase::Idle, bad: false, cid: 0, len: 0, got: 0, stamp: 0 };
 
+/// In-capsule data of a command that has no buffer yet. It has to be taken off the stream all the same: what would free a buffer
+/// may come behind it. At most a capsule per slot.
+#[derive(Debug)]
+struct Kept {
+    slot: u16,
+    bytes: Vec<u8>,
+    /// The capsule has ended.
+    whole: bool,
+}
+
 /// The slots of one queue pair, by number.
 #[derive(Debug)]
 pub(crate) struct Slots {
     all: Box<[Slot]>,
+    kept: Vec<Kept>,
     /// Those in [`Phase::Data`].
     awaiting: u32,
 }
 
 impl Slots {
     pub(crate) fn new(n: u16) -> Slots {
-        Slots { all: vec![IDLE; n.into()].into(), awaiting: 0 }
+        Slots { all: vec![IDLE; n.into()].into(), kept: Vec::new(), awaiting: 0 }
     }
 
     #[inline]
@@ -62,6 +73,60 @@ impl Slots {
         }
     }
 
+    /// The command in `slot` has no buffer for its in-capsule data: from here on it is kept.
+    #[cold]
+    pub(crate) fn keep(&mut self, slot: u16) {
+        self.set_phase(slot, Phase::BufferForCapsule);
+        self.kept.push(Kept { slot, bytes: Vec::new(), whole: false });
+    }
+
+    fn kept(&mut self, slot: u16) -> Option<&mut Kept> {
+        self.kept.iter_mut().find(|k| k.slot == slot)
+    }
+
+    /// More of the data that is kept for `slot`.
+    #[cold]
+    pub(crate) fn keep_bytes(&mut self, slot: u16, bytes: &[u8]) {
+        if let Some(k) = self.kept(slot) {
+            k.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// The capsule of `slot` has ended.
+    #[cold]
+    pub(crate) fn kept_whole(&mut self, slot: u16) {
+        if let Some(k) = self.kept(slot) {
+            k.whole = true;
+        }
+    }
+
+    /// Whether all of the data of `slot` is kept.
+    pub(crate) fn is_kept_whole(&self, slot: u16) -> bool {
+        self.kept.iter().any(|k| k.slot == slot && k.whole)
+    }
+
+    /// What is kept for `slot`, which has its buffer now or ended, and whether the capsule has ended.
+    #[cold]
+    pub(crate) fn take_kept(&mut self, slot: u16) -> Option<(Vec<u8>, bool)> {
+        let i = self.kept.iter().position(|k| k.slot == slot)?;
+        self.set_phase(slot, Phase::Idle);
+        let k = self.kept.swap_remove(i);
+        Some((k.bytes, k.whole))
+    }
+
+    /// The command in `slot` ended. False: its data was still to come, which from now on belongs to nobody.
+    #[inline]
+    pub(crate) fn ended(&mut self, slot: u16) -> bool {
+        if !self.kept.is_empty() {
+            self.take_kept(slot);
+        }
+        if self.awaiting == 0 || self.phase(slot) != Phase::Data {
+            return true;
+        }
+        self.set_phase(slot, Phase::Idle);
+        false
+    }
+
     /// The command in `slot` needs `len` bytes from the host.
     pub(crate) fn expect(&mut self, slot: u16, cid: u16, len: u32) {
         self.set_phase(slot, Phase::Idle);
@@ -79,6 +144,23 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kept_data_goes_with_its_slot() {
+        let mut s = Slots::new(3);
+        s.keep(1);
+        s.keep(2);
+        s.keep_bytes(1, b"ab");
+        s.keep_bytes(2, b"x");
+        s.keep_bytes(1, b"c");
+        assert!(!s.is_kept_whole(1));
+        s.kept_whole(1);
+        assert!(s.is_kept_whole(1) && !s.is_kept_whole(2));
+        assert_eq!(s.take_kept(1), Some((b"abc".to_vec(), true)));
+        assert_eq!((s.phase(1), s.phase(2)), (Phase::Idle, Phase::BufferForCapsule));
+        assert!(s.ended(2));
+        assert_eq!((s.take_kept(2), s.phase(2)), (None, Phase::Idle));
+    }
 
     #[test]
     fn only_slots_that_wait_for_data_are_overdue() {

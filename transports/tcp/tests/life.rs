@@ -389,3 +389,58 @@ fn writes_and_reads_wait_for_buffers_and_none_is_lost() {
         assert!(io.read(i as u64 * 256, d.len()).data == *d, "write {i}");
     }
 }
+
+#[test]
+fn commands_that_wait_for_a_buffer_can_be_aborted_and_the_queue_goes_on() {
+    let dma = DmaOptions { max_bytes: 4 << 20, ..DmaOptions::default() };
+    let runtime = Options { cores: vec![0], pin: false, dma, ..Options::default() };
+    let w = Setup { runtime, ..Setup::default() }.start();
+    let (mut admin, mut io) = queues(&w, Ic::default());
+    // R2Ts that are not answered use the memory up.
+    let mut all = Vec::new();
+    let mut cids = Vec::new();
+    for i in 0..40u64 {
+        let sqe = io.rw_sqe(1, i * 256, 256, 131_072);
+        cids.push(sqe.cid.get());
+        all.extend_from_slice(&io.capsule(&sqe, &[]));
+    }
+    // Then a read, and a write whose data is in its capsule.
+    let read = io.rw_sqe(2, 0, 256, 131_072);
+    all.extend_from_slice(&io.capsule(&read, &[]));
+    let data = pattern(6, 4096);
+    let mut write = io.rw_sqe(1, 20_000, 8, 0);
+    write.dptr = longshore_nvme::wire::SglDescriptor::in_capsule(0, 4096);
+    all.extend_from_slice(&io.capsule(&write, &data));
+    io.send(&all);
+    let mut asked = Vec::new();
+    let first = io.pdu();
+    assert_eq!(first.kind, R2T);
+    asked.push(first);
+    for cid in cids.iter().copied().chain([read.cid.get(), write.cid.get()]) {
+        let mut sqe = longshore_nvme::wire::Sqe::new(0x08, admin.cid(), 0);
+        sqe.cdw10 = (1 | u32::from(cid) << 16).into();
+        admin.send_cmd(&sqe, &[]);
+        assert!(admin.finish(sqe.cid.get(), &[]).status.is_ok());
+    }
+    // Every command ends: aborted, or with its data.
+    let big = pattern(7, 131_072);
+    let (mut ended, mut aborted) = (0, 0);
+    let answer = |io: &mut Host, p: &Pdu| io.answer_r2t(p, &big);
+    for p in &asked {
+        answer(&mut io, p);
+    }
+    while ended < cids.len() + 2 {
+        let p = io.pdu();
+        match p.kind {
+            R2T => answer(&mut io, &p),
+            RESP => {
+                ended += 1;
+                aborted += usize::from(p.cqe().status().is_err());
+            }
+            _ => {}
+        }
+    }
+    assert!(aborted > 0, "nothing was waiting");
+    assert!(io.write(30_000, &data).status.is_ok());
+    assert!(io.read(30_000, 4096).data == data);
+}
