@@ -105,7 +105,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", requires = "bdev", help_heading = "What to load")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Requests outstanding per core and namespace, spread round-robin over its -P queue pairs
+    /// Requests outstanding per core and namespace, spread evenly over its -P queue pairs
     #[arg(short = 'q', long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Load")]
     pub(crate) io_depth: u32,
     /// Bytes per request; takes K and M

@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::random::Random;
 use crate::report::Report;
 use crate::run::{self, Schedule};
+use crate::target;
 use crate::units;
 use crate::verify::session;
 use crate::zipf::Zipf;
@@ -85,11 +86,10 @@ pub(crate) fn run(a: &RunArgs) -> Result<Outcome, String> {
     }
     check(a)?;
     let Some(spec) = &a.bdev else {
-        return Err(if a.transport.is_empty() {
-            "nothing to load: name a target with -r or a local bdev with --bdev (try --help)".into()
-        } else {
-            "-r: NVMe/TCP is not built into this version yet".into()
-        });
+        return match a.transport.is_empty() {
+            true => Err("nothing to load: name a target with -r or a local bdev with --bdev (try --help)".into()),
+            false => target::run(a),
+        };
     };
     if a.num_qpairs != 1 {
         eprintln!("longshore-perf: option -P has no effect: a local bdev has no queue pairs");

@@ -3,7 +3,6 @@
 mod ceiling;
 mod cli;
 mod cpu;
-#[allow(dead_code)] // printed once the NVMe/TCP side is there
 mod describe;
 mod device;
 mod lane;
@@ -12,8 +11,10 @@ mod load;
 mod local;
 mod progress;
 mod random;
+mod remote;
 mod report;
 mod run;
+mod target;
 mod trid;
 mod units;
 mod verify;
@@ -30,7 +31,8 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Some(Command::Ceiling(args)) => ceiling::run(&args).map(|()| Outcome::Good),
         Some(Command::CeilingPeer(args)) => ceiling::serve(&args).map(|()| Outcome::Good),
-        Some(Command::Discover(_) | Command::Identify(_)) => Err("NVMe/TCP is not built into this version yet".into()),
+        Some(Command::Discover(args)) => target::discover(&args),
+        Some(Command::Identify(args)) => target::identify(&args),
         None => load::run(&cli.run),
     };
     match outcome {

@@ -2,8 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
-/// NQN of every discovery subsystem (NVM Express Base Specification, 4.7).
-pub(crate) const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
+use longshore_nvme::wire::DISCOVERY_NQN;
 
 /// Where a subsystem is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,13 +22,11 @@ pub(crate) struct TransportId {
 }
 
 impl TransportId {
-    #[allow(dead_code)] // the NVMe/TCP side, which uses it, follows
     /// True if this names the discovery subsystem.
     pub(crate) fn is_discovery(&self) -> bool {
         self.subnqn == DISCOVERY_NQN
     }
 
-    #[allow(dead_code)] // likewise
     /// The socket address of this transport ID.
     ///
     /// # Errors

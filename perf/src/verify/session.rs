@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use longshore_reactor::{Runtime, oneshot};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::journal::{After, Header, History, Journal};
 use super::work::{self, Checked, VerifyPlan};
@@ -73,7 +73,7 @@ pub(crate) fn verify<D: Device>(
     }
     let found = collect(running)?;
     drop(line);
-    print_checked(a, "verify", &found);
+    print_checked(a, "verify", &found, json!({}));
     Ok(judge(&found, journal.is_some()))
 }
 
@@ -106,7 +106,7 @@ pub(crate) fn check<D: Device>(
     if !a.json {
         println!("journal: {acknowledged} writes acknowledged, {open} not");
     }
-    print_checked(a, "verify-check", &found);
+    print_checked(a, "verify-check", &found, json!({ "acknowledged": acknowledged, "unacknowledged": open }));
     if let Some(why) = found.iter().find_map(|f| f.failure.clone()) {
         return Err(why);
     }
@@ -130,14 +130,14 @@ fn judge(found: &[Checked], journaled: bool) -> Outcome {
     }
 }
 
-fn print_checked(a: &RunArgs, kind: &str, found: &[Checked]) {
+fn print_checked(a: &RunArgs, kind: &str, found: &[Checked], more: Value) {
     let sum = |f: &dyn Fn(&Checked) -> u64| found.iter().map(f).sum::<u64>();
     let (writes, reads, flushes) = (sum(&|c| c.writes), sum(&|c| c.reads), sum(&|c| c.flushes));
     let (blocks, mismatches) = (sum(&|c| c.blocks), sum(&|c| c.mismatches));
     let failure = found.iter().find_map(|c| c.failure.as_deref());
     let seconds = found.iter().map(|c| c.seconds).fold(0.0, f64::max);
     if a.json {
-        let out = json!({
+        let mut out = json!({
             "schema": "longshore-perf/1",
             "kind": kind,
             "version": env!("CARGO_PKG_VERSION"),
@@ -149,6 +149,9 @@ fn print_checked(a: &RunArgs, kind: &str, found: &[Checked]) {
             "mismatches": mismatches,
             "failure": failure,
         });
+        if let (Value::Object(out), Value::Object(more)) = (&mut out, more) {
+            out.extend(more);
+        }
         println!("{out:#}");
     } else {
         println!("{kind}: {writes} writes, {reads} reads, {flushes} flushes in {seconds:.1} s");

@@ -1,0 +1,128 @@
+//! A daemon that serves one subsystem over NVMe/TCP, and `longshore-perf` to use it with.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// The subsystem.
+pub(crate) const NQN: &str = "nqn.2024-01.io.longshore:served";
+
+/// Where a test's daemon lives. Dropping it removes the directory.
+pub(crate) struct Place {
+    /// Configuration, sockets and files.
+    pub(crate) dir: PathBuf,
+    /// The subsystem as `-r` wants it.
+    pub(crate) trid: String,
+    perf: PathBuf,
+    cpu: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A daemon that runs. Dropping it kills it with SIGKILL.
+pub(crate) struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The first CPU that this process may use.
+fn first_cpu() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let list = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).expect("allowed CPUs");
+    list.trim().split([',', '-']).next().expect("a CPU").to_owned()
+}
+
+/// `longshore-perf`, which lies beside the daemon: `cargo test --workspace` builds both. Built here if it never was.
+fn perf() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_longshore")).with_file_name("longshore-perf");
+    if !path.exists() {
+        let built = Command::new(env!("CARGO")).args(["build", "-q", "-p", "longshore-perf"]).status();
+        assert!(
+            built.expect("cargo runs").success() && path.exists(),
+            "longshore-perf cannot be built beside the daemon"
+        );
+    }
+    path
+}
+
+impl Place {
+    /// A place for a daemon with the bdevs that `bdevs` makes (entries of a configuration; `DIR` stands for the directory),
+    /// each of `names` a namespace.
+    pub(crate) fn new(test: &str, bdevs: &str, names: &[&str]) -> Place {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory for the test");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let namespaces: String = names
+            .iter()
+            .map(|n| {
+                format!(
+                    r#"{{"method": "nvmf_subsystem_add_ns", "params": {{"nqn": "{NQN}", "namespace": {{"bdev_name": "{n}"}}}}}},"#
+                )
+            })
+            .collect();
+        let config = format!(
+            r#"{{"subsystems": [
+                {{"subsystem": "bdev", "config": [{}]}},
+                {{"subsystem": "nvmf", "config": [
+                    {{"method": "nvmf_create_transport", "params": {{"trtype": "TCP"}}}},
+                    {{"method": "nvmf_create_subsystem", "params": {{"nqn": "{NQN}", "allow_any_host": true}}}},
+                    {namespaces}
+                    {{"method": "nvmf_subsystem_add_listener", "params": {{"nqn": "{NQN}", "listen_address":
+                        {{"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": "{port}"}}}}}}]}}]}}"#,
+            bdevs.replace("DIR", &dir.display().to_string())
+        );
+        std::fs::write(dir.join("config.json"), config).expect("the configuration");
+        let trid = format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}");
+        Place { dir, trid, perf: perf(), cpu: first_cpu() }
+    }
+
+    /// Starts the daemon and returns when it serves.
+    pub(crate) fn daemon(&self) -> Daemon {
+        let child = Command::new(env!("CARGO_BIN_EXE_longshore"))
+            .arg("-c")
+            .arg(self.dir.join("config.json"))
+            .arg("-r")
+            .arg(self.dir.join("rpc.sock"))
+            .args(["-m", &format!("[{}]", self.cpu)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the daemon starts");
+        let mut daemon = Daemon(child);
+        let mut line = String::new();
+        let out = daemon.0.stdout.take().expect("piped");
+        BufReader::new(out).read_line(&mut line).expect("the daemon says that it is ready");
+        assert!(line.contains("ready"), "the daemon said: {line}");
+        daemon
+    }
+
+    /// `longshore-perf` on the subsystem; `more` is added to the transport ID. It shares a CPU with the daemon, so it sleeps when idle.
+    pub(crate) fn perf(&self, more: &str, options: &str) -> Command {
+        let mut c = Command::new(&self.perf);
+        c.args(["-r", &format!("{} {more}", self.trid), "-E", "-c", &format!("[{}]", self.cpu)]);
+        c.args(options.split_whitespace());
+        c
+    }
+
+    /// `longshore-perf COMMAND` on the subsystem.
+    #[allow(dead_code)] // not every test has a use for it
+    pub(crate) fn ask(&self, command: &str, trid: &str) -> Command {
+        let mut c = Command::new(&self.perf);
+        c.args([command, "--json", "-r", trid]);
+        c
+    }
+}
+
+/// All that a command printed.
+pub(crate) fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
