@@ -33,6 +33,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/io.rs", "memory described by a request"),
     ("bdev/src/job.rs", "children borrow their parent's memory"),
     ("bdev/src/malloc/store.rs", "blocks shared by cores"),
+    ("bdev/src/nvme/core_queue.rs", "memory of requests lent to the initiator"),
     ("bdev/src/queue.rs", "intrusive lists of requests"),
     ("bdev/src/uring/channel.rs", "memory of requests lent to the ring"),
     ("bdev/src/uring/mutant.rs", "faults that tests build in"),

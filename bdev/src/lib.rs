@@ -46,6 +46,7 @@ pub mod delay;
 pub mod error;
 pub mod malloc;
 pub mod null;
+pub mod nvme;
 pub mod passthru;
 pub mod uring;
 

@@ -48,6 +48,8 @@ pub(crate) struct Owner {
     unanswered: Cell<bool>,
     aborts: RefCell<VecDeque<(u16, u16)>>,
     aborting: Cell<u16>,
+    /// A reset or disconnect is under way.
+    busy: Cell<bool>,
 }
 
 /// The owner of the controller `id` on this core.
@@ -67,6 +69,7 @@ pub(crate) async fn start(reactor: Reactor, ctrl: Arc<Controller>) -> Result<(),
         unanswered: Cell::new(false),
         aborts: RefCell::default(),
         aborting: Cell::new(0),
+        busy: Cell::new(false),
     });
     owner.bring_up().await?;
     OWNERS.with(|o| o.borrow_mut().insert(id, owner));
@@ -292,19 +295,40 @@ impl Owner {
 
     /// Ends all connections and connects anew.
     pub(crate) async fn reset(&self) -> Result<(), HostError> {
+        let before = self.ctrl.generation();
+        self.turn().await;
+        if self.ctrl.state() == ControllerState::Closed {
+            return Err(HostError::Gone);
+        }
+        if self.ctrl.state() == ControllerState::Ready && self.ctrl.generation() != before {
+            // The one that was waited for did what was wanted.
+            return Ok(());
+        }
+        self.busy.set(true);
         self.ctrl.set_state(ControllerState::Resetting);
         self.take_down("the controller is being reset").await;
-        match self.bring_up().await {
-            Ok(()) => Ok(()),
-            Err(e) => {
-                self.ctrl.set_failed(&e.to_string());
-                Err(e)
-            }
+        let end = self.bring_up().await;
+        if let Err(e) = &end {
+            self.ctrl.set_failed(&e.to_string());
+        }
+        self.busy.set(false);
+        end
+    }
+
+    /// Waits until no reset or disconnect is under way.
+    async fn turn(&self) {
+        while self.busy.get() {
+            self.reactor.sleep(Duration::from_millis(2)).await;
         }
     }
 
     /// Ends all connections for good; with a shutdown notification if `notify`.
     pub(crate) async fn disconnect(&self, notify: bool) {
+        self.turn().await;
+        if self.ctrl.state() == ControllerState::Closed {
+            return;
+        }
+        self.busy.set(true);
         self.ctrl.set_state(ControllerState::Closed);
         self.ctrl.close_queues("the controller is being disconnected").await;
         if let (true, Some(q), Some(info)) = (notify, self.queue(), self.ctrl.info()) {
@@ -321,7 +345,9 @@ impl Owner {
             }
         }
         self.take_down("the controller was disconnected").await;
-        OWNERS.with(|o| o.borrow_mut().remove(&self.ctrl.id));
+        self.busy.set(false);
+        let me = OWNERS.with(|o| o.borrow_mut().remove(&self.ctrl.id));
+        drop(me);
     }
 }
 

@@ -1,0 +1,40 @@
+//! One namespace on one core.
+
+use std::rc::Rc;
+
+use super::core_queue::CoreQueue;
+use crate::device::IoChannel;
+use crate::io::{IoId, IoRef, Op};
+use longshore_nvme::wire::Status;
+
+pub(super) struct NvmeChannel {
+    queue: Rc<CoreQueue>,
+    nsid: u32,
+    block_size: u32,
+    /// Without a volatile cache a flush has nothing to do.
+    flushes: bool,
+}
+
+impl NvmeChannel {
+    pub(super) fn new(queue: Rc<CoreQueue>, nsid: u32, block_size: u32, flushes: bool) -> NvmeChannel {
+        NvmeChannel { queue, nsid, block_size, flushes }
+    }
+}
+
+impl IoChannel for NvmeChannel {
+    fn submit(&self, mut io: IoRef) {
+        if io.op() == Op::Flush && !self.flushes {
+            return io.complete_later(Status::SUCCESS);
+        }
+        io.set_words([0, u64::from(self.nsid) << 32 | u64::from(self.block_size)]);
+        self.queue.submit(io);
+    }
+
+    fn abort(&self, id: IoId) -> bool {
+        self.queue.abort(id)
+    }
+
+    fn abort_all(&self) {
+        self.queue.abort_all(self.nsid);
+    }
+}
