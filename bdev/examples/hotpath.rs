@@ -1,59 +1,86 @@
-//! Runs so many reads through a stack, for counting instructions: `hotpath null|passthru|none COUNT`.
+//! Runs so many reads through a stack, for counting instructions: `hotpath null|passthru|generator COUNT`.
 //!
-//! The difference of two runs of different counts, divided by the difference of the counts, is what one request costs; the same
-//! for `none`, where requests come back at once, is the generator's own part.
+//! The difference of two runs of different counts, divided by the difference of the counts, is what one request costs. With
+//! `generator` the same loop runs without a device: that is what has to be subtracted. See `scripts/instructions.sh`.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use longshore_bdev::{Channel, CoreState, Geometry, IoFlags, IoRef, Op, Registry, Submitter, null, passthru};
-use longshore_reactor::{Options, Reactor, Runtime, oneshot};
+use longshore_reactor::sim::Sim;
+use longshore_reactor::{Reactor, oneshot};
 
 const DEPTH: u64 = 128;
 
 struct Generator {
-    channel: Option<Channel>,
-    core: Rc<CoreState>,
+    channel: Channel,
     left: Cell<u64>,
     ended: Cell<u64>,
     lba: Cell<u64>,
-    total: u64,
     done: Cell<Option<oneshot::Sender<()>>>,
 }
 
 impl Generator {
+    /// What the generator itself does for one request: all but the calls into the block layer.
     #[inline(always)]
-    fn next(self: Rc<Self>) {
-        if self.left.get() == 0 {
-            return;
+    fn next_lba(&self) -> Option<u64> {
+        let left = self.left.get();
+        if left == 0 {
+            return None;
         }
-        self.left.set(self.left.get() - 1);
-        let Some(mut io) = self.core.get() else { return };
+        self.left.set(left - 1);
         let lba = self.lba.get();
         self.lba.set((lba + 7) & 0xffff);
-        io.prepare(Op::Read, IoFlags::NONE, lba, 1);
-        let me = self.clone();
-        io.begin(self, 0);
-        match &me.channel {
-            Some(ch) => ch.submit(io),
-            None => io.complete_later(longshore_bdev::Status::SUCCESS),
+        Some(lba)
+    }
+
+    #[inline(always)]
+    fn count(&self) {
+        self.ended.set(self.ended.get() + 1);
+    }
+
+    fn start(self: Rc<Self>, mut io: IoRef) {
+        if let Some(lba) = self.next_lba() {
+            io.prepare(Op::Read, IoFlags::NONE, lba, 1);
+            io.begin(self.clone(), 0);
+            self.channel.submit(io);
+        } else {
+            io.release();
+        }
+    }
+
+    #[cold]
+    fn finish(&self, io: IoRef) {
+        io.release();
+        if self.channel.inflight() == 0
+            && let Some(tx) = self.done.take()
+        {
+            let _ = tx.send(());
         }
     }
 }
 
 impl Submitter for Generator {
-    #[inline(never)]
-    fn io_done(self: Rc<Self>, io: IoRef, _: u64) {
-        assert!(io.status().is_ok());
-        io.release();
-        self.ended.set(self.ended.get() + 1);
-        if self.ended.get() == self.total
-            && let Some(tx) = self.done.take()
-        {
-            let _ = tx.send(());
+    #[inline]
+    fn io_done(self: Rc<Self>, mut io: IoRef, _: u64) {
+        self.count();
+        if io.status().is_err() {
+            panic!("a read failed: {}", io.status());
         }
-        self.next();
+        let Some(lba) = self.next_lba() else { return self.finish(io) };
+        io.prepare(Op::Read, IoFlags::NONE, lba, 1);
+        io.begin(self.clone(), 0);
+        self.channel.submit(io);
+    }
+}
+
+/// The generator's own part, for as many requests.
+#[inline(never)]
+fn alone(g: &Rc<Generator>) {
+    while let Some(lba) = std::hint::black_box(g).next_lba() {
+        std::hint::black_box(lba);
+        g.count();
     }
 }
 
@@ -61,17 +88,17 @@ fn main() {
     let args: Vec<_> = std::env::args().collect();
     let (kind, total) = match &args[..] {
         [_, kind, n] => (kind.clone(), n.parse().expect("a count")),
-        _ => panic!("usage: hotpath null|passthru|none COUNT"),
+        _ => panic!("usage: hotpath null|passthru|generator COUNT"),
     };
-    let options = Options { cores: vec![0], pin: false, ..Options::default() };
-    let rt = Runtime::start(options).expect("runtime");
-    let end = rt.cores()[0].spawn(move |_: Reactor| async move {
+    // A simulated world: one thread, no system calls, no spinning, and so the same count in every run.
+    let mut sim = Sim::new(1);
+    sim.block_on(move |_: Reactor| async move {
         let reg: Arc<Registry> = Registry::new();
         reg.register("n", None, null::Null::new(Geometry::plain(4096, 1 << 20))).expect("null");
         let mut top = "n".to_owned();
         let layers = match kind.as_str() {
             "passthru" => 2,
-            "null" | "none" => 0,
+            "null" | "generator" => 0,
             other => panic!("no stack is called {other}"),
         };
         for i in 0..layers {
@@ -85,27 +112,22 @@ fn main() {
         let core = channel.core().clone();
         let (tx, rx) = oneshot::channel();
         let g = Rc::new(Generator {
-            channel: (kind != "none").then_some(channel),
-            core,
+            channel,
             left: Cell::new(total),
             ended: Cell::new(0),
             lba: Cell::new(0),
-            total,
             done: Cell::new(Some(tx)),
         });
+        if kind == "generator" {
+            return alone(&g);
+        }
         for _ in 0..DEPTH.min(total) {
-            g.clone().next();
+            let io = core.get().expect("a request");
+            g.clone().start(io);
         }
         rx.await.expect("all requests end");
-        if kind != "none" {
-            assert_eq!(reg.find(&top).expect("still there").stats().op(Op::Read).ops, total, "statistics are on");
-        }
+        let s = reg.find(&top).expect("still there").stats();
+        assert_eq!((g.ended.get(), s.op(Op::Read).ops), (total, total), "statistics are on");
     });
-    end.wait().expect("runs to its end");
-    let down = rt.cores()[0].spawn(|r: Reactor| async move {
-        r.yield_now().await;
-        CoreState::shutdown();
-    });
-    down.wait().expect("shuts down");
-    rt.stop();
+    CoreState::shutdown();
 }

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -17,12 +18,13 @@ use crate::job::Job;
 use crate::node::BdevNode;
 use crate::queue::IoQueue;
 use crate::range_lock::Range;
-use crate::stat::IoStat;
+use crate::split;
+use crate::stat::{IoStat, StatReset};
 
 /// Requests in flight on one channel.
 pub type Inflight = u32;
 
-/// Stamps carry the epoch of the submission in bit 0.
+/// Stamps of requests that went the slow way carry the epoch of the submission in bit 0.
 const EPOCH: u64 = 1;
 /// ...and in bit 1 whether the request is a piece of one that was counted already.
 pub(crate) const PIECE: u64 = 2;
@@ -32,20 +34,41 @@ pub(crate) const PIECE: u64 = 2;
 #[derive(Clone)]
 pub struct Channel(ManuallyDrop<Rc<ChannelInner>>);
 
+/// # Two ways
+///
+/// Requests go the fast way while no gate is closed, here or in a channel below that they would be forwarded to: one comparison
+/// with `limits`, one of the range, and they are with the device. They share one in-flight count. Everything else goes the slow
+/// way, through the gates; there, in-flight counts are kept by epoch, so that a drain can tell new requests from old ones. A
+/// drain closes a gate, so that the fast way empties.
+///
+/// Channels that only forward are left out of the fast way: a request goes from the topmost straight to the device at the bottom,
+/// and is counted for all of them in counters that they share.
+#[repr(C)]
 pub(crate) struct ChannelInner {
+    /// Largest request of each kind that may go the fast way, in blocks; 0 = none.
+    limits: [Cell<u32>; Op::COUNT],
+    fast_inflight: Cell<Inflight>,
+    /// Gates closed here or below.
+    closed: Cell<u32>,
+    /// The device that fast requests go to. It belongs to this channel or to the last of `chain`.
+    target: NonNull<dyn IoChannel>,
+    clock: NonNull<Cell<u64>>,
+    /// Counters of fast requests: `stat`, or shared with the channels that they go past.
+    fast_stat: Arc<IoStat>,
+    pub(crate) node: Arc<BdevNode>,
     pub(crate) gate: Cell<u32>,
-    /// Requests larger than this many blocks go the slow way.
-    max_blocks: u32,
-    /// Operations that may go the fast way: the device does them itself, and they name one range.
-    fast: SupportedOps,
-    /// In flight, by the epoch of their submission: a drain waits for one epoch while the next goes on.
+    /// In flight the slow way, by epoch.
     pub(crate) inflight: [Cell<Inflight>; 2],
     pub(crate) epoch: Cell<u32>,
     done: FrameFn,
-    pub(crate) node: Arc<BdevNode>,
     core: Rc<CoreState>,
     stat: Arc<IoStat>,
-    module: ManuallyDrop<Box<dyn IoChannel>>,
+    /// The lower channels that fast requests go past, from the nearest down.
+    chain: Vec<Channel>,
+    /// Channels whose fast requests go past this one.
+    uppers: RefCell<Vec<Weak<ChannelInner>>>,
+    /// From a box, to which it returns when the channel is dropped.
+    module: NonNull<dyn IoChannel>,
     geometry: Geometry,
     pub(crate) native: SupportedOps,
     pub(crate) frozen: Cell<u32>,
@@ -66,19 +89,27 @@ pub(crate) struct ChannelInner {
     me: Weak<ChannelInner>,
 }
 
-unsafe fn done_plain(ctx: *const (), io: IoRef) {
-    // SAFETY: the frame was pushed by `pass` or `hold` with this channel, which outlives its in-flight count.
+unsafe fn done_fast(ctx: *const (), io: IoRef, stamp: u64, _: u64) {
+    // SAFETY: the frame was pushed by `submit` with this channel, which outlives its in-flight count.
     let ch = unsafe { &*(ctx as *const ChannelInner) };
-    let io = ch.finish(io);
+    ch.finish_fast(&io, stamp);
     // The channel is not touched any more: whoever is told next may drop it.
     io.unwind();
 }
 
-unsafe fn done_hooked(ctx: *const (), mut io: IoRef) {
+unsafe fn done_plain(ctx: *const (), io: IoRef, stamp: u64, _: u64) {
+    // SAFETY: as in `done_fast`, for `pass` and `hold`.
+    let ch = unsafe { &*(ctx as *const ChannelInner) };
+    ch.finish(&io, stamp);
+    io.unwind();
+}
+
+unsafe fn done_hooked(ctx: *const (), mut io: IoRef, _: u64, _: u64) {
     // SAFETY: as in `done_plain`. A channel that `completed` drops is freed by the core's poll, not under its feet.
     let ch = unsafe { &*(ctx as *const ChannelInner) };
+    io.unpop();
     io.top_mut().func = done_plain;
-    ch.module.completed(io);
+    ch.module().completed(io);
 }
 
 impl Layer for IoRef {
@@ -91,31 +122,74 @@ impl Layer for IoRef {
     fn set_saved(&mut self, word: u64) {
         self.top_mut().saved = word;
     }
-    fn emulate(self) {
-        // SAFETY: the device that calls this holds the request, so the frame on top is its own channel's, as in `done_plain`.
+    fn emulate(mut self) {
+        // SAFETY: the device that calls this holds the request, so the frame on top is that of its own channel, or of one
+        // that requests reach it from, as in `done_fast`.
         let ch = unsafe { &*(self.top().ctx as *const ChannelInner) };
+        ch.leave_fast_way(&mut self);
         crate::job::emulate_held(ch, self);
     }
 }
 
 impl ChannelInner {
     #[inline]
-    pub(crate) fn submit(&self, io: IoRef) {
+    pub(crate) fn submit(&self, mut io: IoRef) {
         let (lba, n) = (io.lba(), io.nblocks());
-        if self.gate.get() != 0 || n > self.max_blocks || !self.fast.has(io.op()) {
+        // A request of no blocks wraps and goes the slow way.
+        if n.wrapping_sub(1) >= self.limits[io.op() as usize].get() {
             return self.submit_slow(io);
         }
         if lba.checked_add(u64::from(n)).is_none_or(|e| e > self.node.num_blocks()) {
             return io.complete_later(Status::LBA_OUT_OF_RANGE);
         }
-        self.pass(io, self.core.now() & !(EPOCH | PIECE));
+        self.fast_inflight.set(self.fast_inflight.get() + 1);
+        // SAFETY: the reactor, and its clock, live as long as `core`.
+        let stamp = unsafe { self.clock.as_ref() }.get();
+        io.push(Frame { func: done_fast, ctx: std::ptr::from_ref(self).cast(), stamp, saved: 0 });
+        // SAFETY: the device is `module` or that of a channel in `chain`; both live as long as this.
+        unsafe { self.target.as_ref() }.submit(io);
+    }
+
+    #[inline]
+    fn finish_fast(&self, io: &IoRef, stamp: u64) {
+        // SAFETY: as in `submit`.
+        let now = unsafe { self.clock.as_ref() }.get();
+        self.fast_stat.record(io.op(), io.nblocks(), now.wrapping_sub(stamp), io.status());
+        self.fast_inflight.set(self.fast_inflight.get() - 1);
+        if self.closed.get() != 0 {
+            self.fast_way_empties();
+        }
+    }
+
+    #[cold]
+    fn fast_way_empties(&self) {
+        self.check_drains();
+        for lower in &self.chain {
+            lower.inner().check_drains();
+        }
+    }
+
+    /// From now on the core works on `io`, and new requests for it may come: it must not hold up a drain below.
+    fn leave_fast_way(&self, io: &mut IoRef) {
+        let fast: FrameFn = done_fast;
+        if std::ptr::fn_addr_eq(io.top().func, fast) {
+            self.fast_inflight.set(self.fast_inflight.get() - 1);
+            let epoch = self.epoch.get() & 1;
+            let n = &self.inflight[epoch as usize];
+            n.set(n.get() + 1);
+            let top = io.top_mut();
+            top.func = done_plain;
+            top.stamp = top.stamp & !(EPOCH | PIECE) | u64::from(epoch);
+            if self.closed.get() != 0 {
+                self.fast_way_empties();
+            }
+        }
     }
 
     /// Hands the request to the device.
-    #[inline]
     pub(crate) fn pass(&self, mut io: IoRef, stamp: u64) {
         self.enter(&mut io, stamp, self.done);
-        self.module.submit(io);
+        self.module().submit(io);
     }
 
     /// Counts the request as in flight without handing it to the device: the core works on it.
@@ -123,7 +197,6 @@ impl ChannelInner {
         self.enter(io, stamp, done_plain);
     }
 
-    #[inline]
     fn enter(&self, io: &mut IoRef, stamp: u64, func: FrameFn) {
         let epoch = self.epoch.get() & 1;
         let n = &self.inflight[epoch as usize];
@@ -137,10 +210,7 @@ impl ChannelInner {
         (if exact { self.core.reactor().rdtsc() } else { self.core.now() }) & !(EPOCH | PIECE)
     }
 
-    #[inline]
-    fn finish(&self, mut io: IoRef) -> IoRef {
-        let stamp = io.top().stamp;
-        io.pop();
+    fn finish(&self, io: &IoRef, stamp: u64) {
         if stamp & PIECE == 0 {
             // A stamp may be exact, and then later than the coarse time of now.
             let ticks = self.core.now().saturating_sub(stamp);
@@ -148,20 +218,63 @@ impl ChannelInner {
         }
         let n = &self.inflight[(stamp & EPOCH) as usize];
         n.set(n.get() - 1);
-        if self.gate.get() != 0 {
-            self.finish_slow(&io, stamp);
-        }
-        io
-    }
-
-    #[cold]
-    fn finish_slow(&self, io: &IoRef, stamp: u64) {
         let g = self.gate.get();
         if g & gate::HISTOGRAM != 0 && stamp & PIECE == 0 {
             self.stat.tally(io.op(), self.core.reactor().rdtsc().saturating_sub(stamp));
         }
         if g & gate::DRAINING != 0 {
             self.check_drains();
+        }
+    }
+
+    pub(crate) fn set_gate(&self, bit: u32, on: bool) {
+        let g = self.gate.get();
+        self.gate.set(if on { g | bit } else { g & !bit });
+        self.open_or_close();
+        for upper in self.uppers.borrow().iter().filter_map(Weak::upgrade) {
+            upper.open_or_close();
+        }
+    }
+
+    /// Opens the fast way, or closes it, as gates here and below are now.
+    fn open_or_close(&self) {
+        let closed = self.chain.iter().fold(self.gate.get(), |g, lower| g | lower.inner().gate.get());
+        self.closed.set(closed);
+        let open = closed == 0 && !self.module().hooks_completion();
+        for op in Op::ALL {
+            let simple = matches!(op, Op::Read | Op::Write | Op::Unmap | Op::WriteZeroes | Op::Compare);
+            let limit = if open && simple && self.native.has(op) { self.limit(op) } else { 0 };
+            self.limits[op as usize].set(limit);
+        }
+    }
+
+    fn limit(&self, op: Op) -> u32 {
+        let own = split::limit(&self.geometry, op);
+        self.chain.iter().fold(own, |l, lower| l.min(split::limit(&lower.inner().geometry, op)))
+    }
+
+    /// True if nothing that went the fast way to this device is in flight.
+    pub(crate) fn fast_way_empty(&self) -> bool {
+        self.fast_inflight.get() == 0
+            && self.uppers.borrow().iter().filter_map(Weak::upgrade).all(|u| u.fast_inflight.get() == 0)
+    }
+
+    /// Requests in flight on the device, those that went past this channel included.
+    pub(crate) fn device_inflight(&self) -> Inflight {
+        let past: u32 = self.uppers.borrow().iter().filter_map(Weak::upgrade).map(|u| u.fast_inflight.get()).sum();
+        self.total_inflight() + past
+    }
+
+    /// Moves what the shared counters hold to every device that they count for.
+    pub(crate) fn settle_shared(&self) {
+        let uppers: Vec<_> = self.uppers.borrow().iter().filter_map(Weak::upgrade).collect();
+        for ch in uppers.iter().map(|u| &**u).chain([self]) {
+            if !ch.chain.is_empty() {
+                let s = ch.fast_stat.snapshot();
+                ch.node.add_closed(&s);
+                ch.chain.iter().for_each(|lower| lower.node().add_closed(&s));
+                ch.fast_stat.reset(StatReset::All);
+            }
         }
     }
 
@@ -174,7 +287,8 @@ impl ChannelInner {
     }
 
     pub(crate) fn module(&self) -> &dyn IoChannel {
-        &**self.module
+        // SAFETY: valid until the channel is dropped; devices are only ever used by shared reference.
+        unsafe { self.module.as_ref() }
     }
 
     pub(crate) fn stat(&self) -> &Arc<IoStat> {
@@ -187,7 +301,7 @@ impl ChannelInner {
     }
 
     pub(crate) fn total_inflight(&self) -> Inflight {
-        self.inflight[0].get() + self.inflight[1].get()
+        self.inflight[0].get() + self.inflight[1].get() + self.fast_inflight.get()
     }
 
     /// True if requests point here.
@@ -197,11 +311,6 @@ impl ChannelInner {
             || !self.limited.is_empty()
             || !self.lock_wait.is_empty()
             || !self.parked.borrow().is_empty()
-    }
-
-    /// Counts with the device of another core whose stack ends; see [`BdevNode::channel_closed`].
-    fn deregister(&self) {
-        self.node.channel_closed(&self.stat);
     }
 }
 
@@ -218,11 +327,16 @@ impl Drop for ChannelInner {
             std::mem::forget(std::mem::take(&mut self.limited));
             std::mem::forget(std::mem::take(&mut self.lock_wait));
             std::mem::forget(self.parked.take());
+            std::mem::forget(std::mem::take(&mut self.chain));
         } else {
-            // SAFETY: dropped once, here, and never used again.
-            unsafe { ManuallyDrop::drop(&mut self.module) };
+            if !self.chain.is_empty() {
+                self.node.unshare(&self.fast_stat);
+                self.chain.iter().for_each(|lower| lower.node().unshare(&self.fast_stat));
+            }
+            // SAFETY: it came from a box, nothing is in flight, and nobody uses it after this.
+            drop(unsafe { Box::from_raw(self.module.as_ptr()) });
         }
-        self.deregister();
+        self.node.channel_closed(&self.stat);
     }
 }
 
@@ -237,6 +351,18 @@ impl Drop for Channel {
     }
 }
 
+/// The channels that requests of `module` may go past, from the nearest down.
+fn forwarded(node: &BdevNode, module: &dyn IoChannel) -> Vec<Channel> {
+    let Some(lower) = module.forwards() else { return Vec::new() };
+    let l = lower.inner();
+    if module.hooks_completion() || l.module().hooks_completion() || node.num_blocks() > l.node.num_blocks() {
+        return Vec::new();
+    }
+    let mut chain = vec![lower.clone()];
+    chain.extend(l.chain.iter().cloned());
+    chain
+}
+
 impl Channel {
     pub(crate) fn open(
         core: &Rc<CoreState>,
@@ -247,21 +373,35 @@ impl Channel {
         locked: Vec<Range>,
     ) -> Channel {
         let geometry = node.geometry().clone();
-        let limits = [geometry.max_io_blocks, geometry.max_unmap_blocks, geometry.max_write_zeroes_blocks];
-        let max_blocks = limits.into_iter().filter(|&m| m != 0).min().unwrap_or(u32::MAX);
         let native = node.native_ops();
         let shaped = if geometry.needs_shaping() { gate::SHAPED } else { 0 };
-        Channel(ManuallyDrop::new(Rc::new_cyclic(|me| ChannelInner {
+        let chain = forwarded(node, &*module);
+        let hooks = module.hooks_completion();
+        let module = NonNull::from(Box::leak(module));
+        let target = chain.last().map_or(module, |leaf| leaf.0.target);
+        let fast_stat = if chain.is_empty() { stat.clone() } else { Arc::new(IoStat::new()) };
+        if !chain.is_empty() {
+            let handle = core.reactor().handle();
+            node.share(handle.clone(), &fast_stat);
+            chain.iter().for_each(|lower| lower.node().share(handle.clone(), &fast_stat));
+        }
+        let inner = Rc::new_cyclic(|me| ChannelInner {
+            limits: Default::default(),
+            fast_inflight: Cell::new(0),
+            closed: Cell::new(0),
+            target,
+            clock: core.clock(),
+            fast_stat,
+            node: node.clone(),
             gate: Cell::new(gate | shaped | if locked.is_empty() { 0 } else { gate::LOCKED }),
-            max_blocks,
-            fast: native.without(Op::Copy).without(Op::CompareAndWrite).without(Op::Reset).without(Op::Flush),
             inflight: Default::default(),
             epoch: Cell::new(0),
-            done: if module.hooks_completion() { done_hooked } else { done_plain },
-            node: node.clone(),
+            done: if hooks { done_hooked } else { done_plain },
             core: core.clone(),
             stat,
-            module: ManuallyDrop::new(module),
+            chain,
+            uppers: RefCell::default(),
+            module,
             geometry,
             native,
             frozen: Cell::new(u32::from(gate & gate::FROZEN != 0)),
@@ -275,7 +415,14 @@ impl Channel {
             drains: RefCell::default(),
             jobs: RefCell::default(),
             me: me.clone(),
-        })))
+        });
+        for lower in &inner.chain {
+            let mut uppers = lower.0.uppers.borrow_mut();
+            uppers.retain(|u| u.strong_count() > 0);
+            uppers.push(Rc::downgrade(&inner));
+        }
+        inner.open_or_close();
+        Channel(ManuallyDrop::new(inner))
     }
 
     pub(crate) fn downgrade(&self) -> Weak<ChannelInner> {

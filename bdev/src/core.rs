@@ -193,22 +193,22 @@ impl Pool {
     /// Delivers ended requests; returns how many.
     #[inline]
     fn poll_done(&self) -> usize {
-        let mut n = 0;
+        let mut budget = POLL_BUDGET;
         // Requests that end while this list is delivered wait for the next turn: the list is cut off first.
         let mut cur = self.done_head.take();
         self.done_tail.set(None);
         while let Some(p) = cur {
-            if n == POLL_BUDGET {
+            if budget == 0 {
                 self.requeue_front(p);
                 break;
             }
+            budget -= 1;
             // SAFETY: the list owned the request; the handle made here is the only one from now on.
-            let mut io = unsafe { IoRef::from_ptr(p) };
-            cur = io.io_mut().next.take();
-            n += 1;
+            let io = unsafe { IoRef::from_ptr(p) };
+            cur = io.io().next;
             io.unwind();
         }
-        n
+        POLL_BUDGET - budget
     }
 
     #[cold]
@@ -401,6 +401,11 @@ impl CoreState {
     /// The core's reactor.
     pub fn reactor(&self) -> &Reactor {
         &self.reactor
+    }
+
+    /// Where the coarse time stamp is kept. Valid as long as this state.
+    pub(crate) fn clock(&self) -> NonNull<Cell<u64>> {
+        NonNull::from(self.reactor.clock())
     }
 
     /// The coarse time stamp of this turn.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use longshore_reactor::Reactor;
 
+use crate::channel::Channel;
 use crate::io::{IoId, IoRef, Op};
 use crate::node::BdevNode;
 use crate::registry::BdevError;
@@ -179,6 +180,12 @@ pub trait IoChannel {
     /// itself before they came back the first time. Constant for a channel.
     fn hooks_completion(&self) -> bool {
         false
+    }
+
+    /// The lower channel, if this one passes every request there as it is, looks at no completion, and has the same limits and
+    /// size. Requests then go past it: the core counts them for both. Constant for a channel.
+    fn forwards(&self) -> Option<&Channel> {
+        None
     }
 
     /// A request that this channel passed to a lower one comes back with `io.status()`. End it with [`IoRef::complete`], or

@@ -8,8 +8,8 @@ use crate::io::IoRef;
 /// Frames in one request: its submitter and up to five layers. A fan-out layer starts afresh with child requests.
 pub const MAX_FRAMES: usize = 6;
 
-/// Called with the frame still on top; pops it when the layer is through.
-pub(crate) type FrameFn = unsafe fn(ctx: *const (), io: IoRef);
+/// Called when the frame was popped, with what it held.
+pub(crate) type FrameFn = unsafe fn(ctx: *const (), io: IoRef, stamp: u64, saved: u64);
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -22,7 +22,7 @@ pub(crate) struct Frame {
     pub(crate) saved: u64,
 }
 
-unsafe fn no_frame(_: *const (), _: IoRef) {
+unsafe fn no_frame(_: *const (), _: IoRef, _: u64, _: u64) {
     unreachable!("request completed without a frame");
 }
 
@@ -36,21 +36,34 @@ pub trait Submitter: 'static {
     fn io_done(self: Rc<Self>, io: IoRef, tag: u64);
 }
 
-unsafe fn submitter_done<S: Submitter>(ctx: *const (), mut io: IoRef) {
-    let tag = io.top().saved;
-    io.pop();
+unsafe fn submitter_done<S: Submitter>(ctx: *const (), io: IoRef, _: u64, tag: u64) {
     // SAFETY: `begin` put exactly this reference here with `Rc::into_raw`, and popped frames run once.
     let s = unsafe { Rc::from_raw(ctx as *const S) };
     s.io_done(io, tag);
 }
 
+#[cold]
+#[inline(never)]
+fn begun_twice() -> ! {
+    panic!("begin was called on a request that is under way");
+}
+
 impl IoRef {
     /// Names who is told of the request's end. The reference is held until then.
+    ///
+    /// # Panics
+    /// If that was done already.
     #[inline]
     pub fn begin<S: Submitter>(&mut self, to: Rc<S>, tag: u64) {
-        debug_assert_eq!(self.io().depth, 0, "request already begun");
-        let ctx = Rc::into_raw(to) as *const ();
-        self.push(Frame { func: submitter_done::<S>, ctx, stamp: 0, saved: tag });
+        let io = self.io_mut();
+        if io.depth != 0 {
+            begun_twice();
+        }
+        let frame = &mut io.frames[0];
+        frame.func = submitter_done::<S>;
+        frame.ctx = Rc::into_raw(to) as *const ();
+        frame.saved = tag;
+        io.depth = 1;
     }
 
     #[inline]
@@ -75,9 +88,10 @@ impl IoRef {
         &mut io.frames[(io.depth as usize).wrapping_sub(1)]
     }
 
+    /// Puts the frame that was popped last back on top.
     #[inline]
-    pub(crate) fn pop(&mut self) {
-        self.io_mut().depth -= 1;
+    pub(crate) fn unpop(&mut self) {
+        self.io_mut().depth += 1;
     }
 
     /// Frames in use.
@@ -86,12 +100,15 @@ impl IoRef {
         self.io().depth as usize
     }
 
-    /// Runs the innermost frame.
+    /// Pops the innermost frame and runs it.
     #[inline]
-    pub(crate) fn unwind(self) {
-        let f = *self.top();
+    pub(crate) fn unwind(mut self) {
+        let io = self.io_mut();
+        let d = io.depth.wrapping_sub(1);
+        let f = io.frames[d as usize];
+        io.depth = d;
         // SAFETY: whoever pushed the frame guarantees that its context lives until it ran: a submitter by a counted
         // reference, a channel because it is not freed while its in-flight count, which the frame is part of, is not 0.
-        unsafe { (f.func)(f.ctx, self) }
+        unsafe { (f.func)(f.ctx, self, f.stamp, f.saved) }
     }
 }

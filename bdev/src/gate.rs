@@ -33,11 +33,6 @@ pub(crate) struct Drains {
 }
 
 impl ChannelInner {
-    pub(crate) fn set_gate(&self, bit: u32, on: bool) {
-        let g = self.gate.get();
-        self.gate.set(if on { g | bit } else { g & !bit });
-    }
-
     #[cold]
     pub(crate) fn submit_slow(&self, io: IoRef) {
         if self.gate.get() & REMOVED != 0 {
@@ -174,7 +169,7 @@ impl ChannelInner {
         let mut d = self.drains.borrow_mut();
         loop {
             if let Some(epoch) = d.active {
-                if self.inflight[(epoch & 1) as usize].get() != 0 {
+                if self.inflight[(epoch & 1) as usize].get() != 0 || !self.fast_way_empty() {
                     return;
                 }
                 d.active = None;
@@ -183,7 +178,10 @@ impl ChannelInner {
                 }
             }
             if d.next.is_empty() {
-                return self.set_gate(DRAINING, false);
+                if self.gate.get() & DRAINING != 0 {
+                    self.set_gate(DRAINING, false);
+                }
+                return;
             }
             // No drain is active, so the other epoch is empty and can be counted in.
             let epoch = self.epoch.get();

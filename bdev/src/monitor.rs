@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use longshore_reactor::{CoreHandle, oneshot};
 
+use crate::channel::ChannelInner;
 use crate::gate;
 use crate::io::Op;
 use crate::node::BdevNode;
@@ -78,7 +79,7 @@ impl BdevNode {
                 let sum = Arc::new(AtomicU64::new(0));
                 let adds = sum.clone();
                 let counted = node.on_channels(move |ch, _| {
-                    adds.fetch_add(u64::from(ch.total_inflight()), Relaxed);
+                    adds.fetch_add(u64::from(ch.device_inflight()), Relaxed);
                 });
                 let _ = counted.await;
                 let (s, depth, us) = (node.sampler(), sum.load(Relaxed), period.as_micros() as u64);
@@ -109,7 +110,7 @@ impl BdevNode {
     pub fn histogram(&self) -> Option<HistogramSum> {
         self.histogram_op()?;
         let mut buckets = self.closed_histogram();
-        for (_, stat) in self.channel_stats() {
+        for stat in self.histograms() {
             stat.histogram().add_to(&mut buckets);
         }
         Some(HistogramSum { buckets, tick_rate: longshore_reactor::tick_rate() })
@@ -117,8 +118,17 @@ impl BdevNode {
 
     /// Sets counters back. The receiver fires when every core has done so.
     pub fn reset_stats(self: &Arc<Self>, what: StatReset) -> oneshot::Receiver<()> {
-        self.reset_closed(what);
-        self.on_channels(move |ch, _| ch.stat().reset(what))
+        let (tx, rx) = oneshot::channel();
+        let node = self.clone();
+        let reset = move |ch: &ChannelInner, _| {
+            ch.settle_shared();
+            ch.stat().reset(what);
+        };
+        self.each_channel(self.cores(), reset, move || {
+            node.reset_closed(what);
+            let _ = tx.send(());
+        });
+        rx
     }
 }
 

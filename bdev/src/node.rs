@@ -53,6 +53,8 @@ struct NodeState {
     next_id: u64,
     removing: bool,
     channels: Vec<(CoreHandle, Arc<IoStat>)>,
+    /// Counters of channels of layers above whose requests go past this device's channels.
+    shared: Vec<(CoreHandle, Arc<IoStat>)>,
     /// Counters of channels that were closed.
     closed: StatSnapshot,
     closed_histogram: Option<Vec<u64>>,
@@ -298,15 +300,45 @@ impl BdevNode {
     pub fn stats(&self) -> StatSnapshot {
         let s = self.state();
         let mut sum = s.closed.clone();
-        for (_, c) in &s.channels {
+        for (_, c) in s.channels.iter().chain(&s.shared) {
             sum.merge(&c.snapshot());
         }
         sum
     }
 
-    /// The live counters of each core that has the device open, by the core's index.
-    pub fn channel_stats(&self) -> Vec<(usize, Arc<IoStat>)> {
-        self.state().channels.iter().map(|(c, s)| (c.index(), s.clone())).collect()
+    /// The counters of each core that has the device open, by the core's index.
+    pub fn channel_stats(&self) -> Vec<(usize, StatSnapshot)> {
+        let s = self.state();
+        let on = |core: &CoreHandle| {
+            let mut sum = StatSnapshot::default();
+            s.channels.iter().chain(&s.shared).filter(|(c, _)| c.index() == core.index()).for_each(|(_, c)| {
+                sum.merge(&c.snapshot());
+            });
+            sum
+        };
+        s.channels.iter().map(|(c, _)| (c.index(), on(c))).collect()
+    }
+
+    pub(crate) fn histograms(&self) -> Vec<Arc<IoStat>> {
+        self.state().channels.iter().map(|(_, s)| s.clone()).collect()
+    }
+
+    /// `stat` counts for this device too.
+    pub(crate) fn share(&self, core: CoreHandle, stat: &Arc<IoStat>) {
+        self.state().shared.push((core, stat.clone()));
+    }
+
+    /// `stat` counts no more.
+    pub(crate) fn unshare(&self, stat: &Arc<IoStat>) {
+        let mut s = self.state();
+        if let Some(i) = s.shared.iter().position(|(_, c)| Arc::ptr_eq(c, stat)) {
+            let (_, c) = s.shared.swap_remove(i);
+            s.closed.merge(&c.snapshot());
+        }
+    }
+
+    pub(crate) fn add_closed(&self, counted: &StatSnapshot) {
+        self.state().closed.merge(counted);
     }
 
     /// Sets back the counters of closed channels; those of open ones are reset on their cores.

@@ -126,6 +126,10 @@ impl IoChannel for PassthruChannel {
         self.lower.submit(io);
     }
 
+    fn forwards(&self) -> Option<&Channel> {
+        Some(&self.lower)
+    }
+
     fn abort(&self, id: IoId) -> bool {
         self.lower.abort(id)
     }

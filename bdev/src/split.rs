@@ -17,7 +17,7 @@ pub(crate) enum Fit {
 }
 
 /// Largest request of this kind, in blocks.
-fn limit(g: &Geometry, op: Op) -> u32 {
+pub(crate) fn limit(g: &Geometry, op: Op) -> u32 {
     let l = match op {
         Op::Read | Op::Write | Op::Compare => g.max_io_blocks,
         Op::Unmap => g.max_unmap_blocks,

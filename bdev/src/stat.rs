@@ -95,8 +95,27 @@ struct OpCell {
     blocks: AtomicU64,
     ticks: AtomicU64,
     max_ticks: AtomicU64,
-    /// Stored inverted, so that 0 means none.
-    inv_min_ticks: AtomicU64,
+    /// `u64::MAX` while there is none.
+    min_ticks: AtomicU64,
+    /// The difference of the two: what lies within needs one comparison.
+    span: AtomicU64,
+}
+
+impl OpCell {
+    #[cold]
+    fn widen(&self, ticks: u64) {
+        let min = self.min_ticks.load(Relaxed).min(ticks);
+        let max = self.max_ticks.load(Relaxed).max(ticks);
+        self.min_ticks.store(min, Relaxed);
+        self.max_ticks.store(max, Relaxed);
+        self.span.store(max - min, Relaxed);
+    }
+
+    fn forget_extremes(&self) {
+        self.min_ticks.store(u64::MAX, Relaxed);
+        self.max_ticks.store(0, Relaxed);
+        self.span.store(0, Relaxed);
+    }
 }
 
 /// Adds without a locked instruction: only this core writes.
@@ -119,7 +138,9 @@ pub struct IoStat {
 impl IoStat {
     /// Fresh counters.
     pub fn new() -> IoStat {
-        IoStat::default()
+        let s = IoStat::default();
+        s.ops.iter().for_each(OpCell::forget_extremes);
+        s
     }
 
     #[inline]
@@ -131,11 +152,8 @@ impl IoStat {
         }
         add(&c.blocks, u64::from(blocks));
         add(&c.ticks, ticks);
-        if ticks > c.max_ticks.load(Relaxed) {
-            c.max_ticks.store(ticks, Relaxed);
-        }
-        if !ticks > c.inv_min_ticks.load(Relaxed) {
-            c.inv_min_ticks.store(!ticks, Relaxed);
+        if ticks.wrapping_sub(c.min_ticks.load(Relaxed)) > c.span.load(Relaxed) {
+            c.widen(ticks);
         }
     }
 
@@ -175,7 +193,7 @@ impl IoStat {
                 blocks: c.blocks.load(Relaxed),
                 ticks: c.ticks.load(Relaxed),
                 max_ticks: c.max_ticks.load(Relaxed),
-                min_ticks: !c.inv_min_ticks.load(Relaxed),
+                min_ticks: c.min_ticks.load(Relaxed),
             };
         }
         for (k, n) in &self.errors {
@@ -191,8 +209,7 @@ impl IoStat {
     pub(crate) fn reset(&self, what: StatReset) {
         for c in &self.ops {
             if matches!(what, StatReset::All | StatReset::Extremes) {
-                c.max_ticks.store(0, Relaxed);
-                c.inv_min_ticks.store(0, Relaxed);
+                c.forget_extremes();
             }
             if what == StatReset::All {
                 c.ops.store(0, Relaxed);

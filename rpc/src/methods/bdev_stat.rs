@@ -187,7 +187,7 @@ async fn get_iostat(app: Arc<App>, p: GetIostat) -> Reply {
         out["name"] = json!(node.name());
         let channels = node.channel_stats().into_iter().map(|(core, stat)| {
             let mut one = Map::from_iter([("thread_id".to_string(), json!(core + 1))]);
-            one.extend(counters(node, &stat.snapshot()));
+            one.extend(counters(node, &stat));
             Value::Object(one)
         });
         out["channels"] = channels.collect();
