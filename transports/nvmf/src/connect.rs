@@ -1,12 +1,14 @@
 //! Fabrics commands: Connect, Disconnect and the properties. Base Specification, "Fabrics Commands".
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use longshore_nvme::wire::fabrics::{
     CNTLID_DYNAMIC, ConnectCmd, ConnectData, DisconnectCmd, connect_invalid_data, connect_invalid_sqe, connect_success,
 };
 use longshore_nvme::wire::opcode::fabrics;
 use longshore_nvme::wire::{Sqe, Status};
+use longshore_reactor::Reactor;
 use zerocopy::FromBytes;
 
 use crate::access::Identity;
@@ -116,7 +118,35 @@ fn connect(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe) {
         return qp.complete(slot, Status::DATA_SGL_LENGTH_INVALID.with_dnr());
     };
     qp.life.set(Life::Connecting);
+    decide(qp, slot, sqe, data, 0);
+}
+
+/// How often, and how many times, an admin queue looks whether its predecessor has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const LOOKS: u32 = 4000;
+
+/// A controller of the same host is ending: its commands may still be in a device, and must not overtake those that the host
+/// sends again. Waits for its end.
+fn predecessor_ends(qp: &Qpair, data: &ConnectData) -> bool {
+    let g = &qp.group;
+    let (Some(nqn), Some(host)) = (data.subnqn.get(), data.hostnqn.get()) else { return false };
+    let id = g.view().subsystem(nqn).map(|s| s.id);
+    id.is_some_and(|id| g.target().directory().is_ending(&(id, host.to_owned(), data.hostid)))
+}
+
+fn decide(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, data: ConnectData, looks: u32) {
+    if qp.life.get() != Life::Connecting {
+        return qp.complete(slot, Status::ABORTED_SQ_DELETION); // the connection ended meanwhile
+    }
     let cmd = ConnectCmd::of(sqe);
+    if cmd.qid.get() == 0 && predecessor_ends(qp, &data) {
+        if looks >= LOOKS {
+            return answer(qp, slot, Err(Refusal(Status::CONNECT_CONTROLLER_BUSY, 0)));
+        }
+        let (me, sqe) = (qp.clone(), *sqe);
+        let again = move |_: &Reactor| decide(&me, slot, &sqe, data, looks + 1);
+        return qp.group.reactor().timer(LOOK_AGAIN, again).detach();
+    }
     let r = match cmd.qid.get() {
         0 => connect_admin(qp, cmd, &data),
         _ => match find_owner(qp, cmd, &data) {

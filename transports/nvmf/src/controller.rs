@@ -13,6 +13,7 @@ use crate::access::{Access, Identity};
 use crate::address::Address;
 use crate::admin::aer::Events;
 use crate::control::ControllerInfo;
+use crate::directory::Association;
 use crate::options::TransportOptions;
 use crate::poll_group::PollGroup;
 use crate::qpair::Qpair;
@@ -61,6 +62,10 @@ pub(crate) struct Controller {
     pub(crate) changed: RefCell<BTreeSet<u32>>,
     pub(crate) features: crate::admin::features::Features,
     dead: Cell<bool>,
+    /// Listed as ending, so that a successor waits.
+    ending: Cell<bool>,
+    /// The admin queue has ended.
+    admin_gone: Cell<bool>,
 }
 
 impl Controller {
@@ -94,6 +99,8 @@ impl Controller {
             changed: RefCell::default(),
             features: Default::default(),
             dead: Cell::new(false),
+            ending: Cell::new(false),
+            admin_gone: Cell::new(false),
             options,
             who,
         });
@@ -302,6 +309,7 @@ impl Controller {
     }
 
     fn fatal(&self, why: Disconnect) {
+        self.begin_end();
         self.disconnect_io(why);
         if let Some(q) = self.admin.upgrade() {
             q.disconnect(why);
@@ -333,6 +341,34 @@ impl Controller {
             q.remove(&qid);
         }
         self.check_settled();
+        self.finish_if_ended();
+    }
+
+    fn association(&self) -> Association {
+        (self.who.subsystem, self.who.hostnqn.clone(), self.hostid)
+    }
+
+    /// From now on a new controller of the same host waits until this one's commands have left their devices: what the host
+    /// sent again to the new one must not be overtaken by what it had sent to this one.
+    fn begin_end(&self) {
+        if !self.ending.replace(true)
+            && let Some(g) = self.group()
+        {
+            g.target().directory().ending(self.association());
+        }
+    }
+
+    fn finish_if_ended(&self) {
+        if !self.admin_gone.get() || !self.queues.borrow().is_empty() {
+            return;
+        }
+        if let Some(g) = self.group() {
+            if self.ending.replace(false) {
+                g.target().directory().ended(&self.association());
+            }
+            let me = g.controllers.borrow_mut().remove(&self.who.controller);
+            g.reactor().defer(move |_| drop(me));
+        }
     }
 
     /// The admin queue is ending: nobody can find the controller any more, its I/O queues end too.
@@ -340,6 +376,7 @@ impl Controller {
         if self.dead.replace(true) {
             return;
         }
+        self.begin_end();
         self.alive_timer.replace(None);
         self.association_timer.replace(None);
         if let Some(g) = self.group() {
@@ -351,10 +388,8 @@ impl Controller {
 
     /// The admin queue has ended.
     pub(crate) fn destroy(&self) {
-        if let Some(g) = self.group() {
-            let me = g.controllers.borrow_mut().remove(&self.who.controller);
-            g.reactor().defer(move |_| drop(me));
-        }
+        self.admin_gone.set(true);
+        self.finish_if_ended();
     }
 
     pub(crate) fn is_dead(&self) -> bool {

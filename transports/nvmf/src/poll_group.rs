@@ -340,7 +340,7 @@ impl PollGroup {
 
     pub(crate) fn list_controllers(&self, subsystem: u64) -> Vec<ControllerInfo> {
         let all = self.controllers.borrow();
-        all.values().filter(|c| c.who.subsystem == subsystem).map(|c| c.info()).collect()
+        all.values().filter(|c| c.who.subsystem == subsystem && !c.is_dead()).map(|c| c.info()).collect()
     }
 
     pub(crate) fn list_qpairs(&self, subsystem: u64) -> Vec<QpairInfo> {
