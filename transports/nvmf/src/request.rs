@@ -65,6 +65,8 @@ pub(crate) const NO_SLOT: u16 = u16::MAX;
 pub(crate) struct Request {
     pub(crate) sqe: Sqe,
     pub(crate) phase: Phase,
+    /// Counts the commands that the slot has held.
+    pub(crate) turn: u32,
     pub(crate) kind: Kind,
     pub(crate) half: Half,
     /// All data of this half of a fused pair is here.
@@ -95,6 +97,7 @@ impl Request {
         Request {
             sqe: Sqe::default(),
             phase: Phase::Free,
+            turn: 0,
             kind: Kind::Io,
             half: Half::Whole,
             ready: false,
@@ -119,6 +122,7 @@ impl Request {
         self.sqe = *sqe;
         self.kind = kind;
         self.phase = Phase::Begun;
+        self.turn = self.turn.wrapping_add(1);
         self.half = Half::Whole;
         self.ready = false;
         self.waits_buffer = false;

@@ -1,23 +1,38 @@
 //! Abort: Base Specification, "Abort command".
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use longshore_nvme::wire::{Sqe, Status};
 
 use crate::controller::Controller;
 use crate::io::fused;
+use crate::poll_group::PollGroup;
 use crate::qpair::{Life, Qpair};
 use crate::request::{Half, Phase};
 
 /// Dword 0 of an Abort that aborted nothing.
 const NOT_ABORTED: u32 = 1;
+/// A command between two layers of a device is found by neither: it is looked for again, so often and so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const LOOKS: u32 = 20;
+
+/// What became of an attempt to abort a command.
+enum Attempt {
+    /// It ends early.
+    Aborted,
+    /// There is no such command, or it cannot be ended now.
+    No,
+    /// Its device does not find it yet: the slot, and which of its commands it is.
+    NotFound(u16, u32),
+}
 
 /// Ends the command that an Abort names, on whatever core its queue is.
 pub(crate) fn abort(qp: &Rc<Qpair>, slot: u16, c: &Rc<Controller>, sqe: &Sqe) {
     let (sqid, cid) = (sqe.cdw10.get() as u16, (sqe.cdw10.get() >> 16) as u16);
     if sqid == 0 {
         let found = qp.abort_command(cid, Some(slot));
-        return answer(qp, slot, found);
+        return answer(qp, slot, matches!(found, Attempt::Aborted));
     }
     let queue = c.queues.borrow().get(&sqid).copied();
     let Some(q) = queue else {
@@ -25,12 +40,36 @@ pub(crate) fn abort(qp: &Rc<Qpair>, slot: u16, c: &Rc<Controller>, sqe: &Sqe) {
     };
     let (home, serial) = (qp.group.core(), qp.serial);
     qp.group.target().send(q.core, move |g| {
-        let found = g.find_qpair(q.serial).is_some_and(|q| q.abort_command(cid, None));
-        g.target().send(home, move |g| {
-            if let Some(q) = g.find_qpair(serial) {
-                answer(&q, slot, found);
+        let reply = move |g: &PollGroup, found: bool| {
+            g.target().send(home, move |g| {
+                if let Some(q) = g.find_qpair(serial) {
+                    answer(&q, slot, found);
+                }
+            });
+        };
+        let Some(q) = g.find_qpair(q.serial) else {
+            return reply(g, false);
+        };
+        match q.abort_command(cid, None) {
+            Attempt::Aborted => reply(g, true),
+            Attempt::No => reply(g, false),
+            Attempt::NotFound(at, turn) => {
+                let (g, reactor) = (g.clone(), g.reactor().clone());
+                let again = async move {
+                    let mut found = false;
+                    for _ in 0..LOOKS {
+                        g.reactor().sleep(LOOK_AGAIN).await;
+                        let same = q.slots[usize::from(at)].borrow().turn == turn;
+                        if !same || q.abort_in_device(at) {
+                            found = same;
+                            break;
+                        }
+                    }
+                    reply(&g, found);
+                };
+                drop(reactor.spawn(again));
             }
-        });
+        }
     });
 }
 
@@ -40,20 +79,19 @@ fn answer(qp: &Qpair, slot: u16, found: bool) {
 }
 
 impl Qpair {
-    /// Ends the command with this identifier early; `but` is the slot of the Abort itself. False: there is none, or it can only
-    /// run to its end.
-    pub(crate) fn abort_command(self: &Rc<Self>, cid: u16, but: Option<u16>) -> bool {
+    /// Ends the command with this identifier early; `but` is the slot of the Abort itself.
+    fn abort_command(self: &Rc<Self>, cid: u16, but: Option<u16>) -> Attempt {
         if self.life.get() != Life::Live {
-            return false;
+            return Attempt::No;
         }
         let found = (0..self.slots()).find(|&i| {
             let r = self.slots[usize::from(i)].borrow();
             Some(i) != but && matches!(r.phase, Phase::Begun | Phase::Executing) && r.sqe.cid.get() == cid
         });
-        let Some(slot) = found else { return false };
-        let (phase, half) = {
+        let Some(slot) = found else { return Attempt::No };
+        let (phase, half, turn) = {
             let r = self.slots[usize::from(slot)].borrow();
-            (r.phase, r.half)
+            (r.phase, r.half, r.turn)
         };
         if phase == Phase::Begun {
             // Also where it waits for a buffer: its data may be next in the stream.
@@ -62,22 +100,22 @@ impl Qpair {
                 self.slots[usize::from(slot)].borrow_mut().waits_buffer = false;
                 self.end_begun(slot, Status::ABORT_REQUESTED);
             }
-            return given_up;
+            return if given_up { Attempt::Aborted } else { Attempt::No };
         }
         if self.admin.get().is_some_and(|c| c.events.abort(c, slot)) {
-            return true;
+            return Attempt::Aborted;
         }
         let starved = {
             let mut s = self.starved.borrow_mut();
             s.iter().position(|&x| x == slot).map(|i| s.remove(i))
         };
         if half != Half::Whole && fused::abort(self, slot) {
-            return true;
+            return Attempt::Aborted;
         }
         if starved.is_some() {
             self.complete(slot, Status::ABORT_REQUESTED);
-            return true;
+            return Attempt::Aborted;
         }
-        self.abort_in_device(slot)
+        if self.abort_in_device(slot) { Attempt::Aborted } else { Attempt::NotFound(slot, turn) }
     }
 }
