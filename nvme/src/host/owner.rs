@@ -44,8 +44,8 @@ pub(crate) struct Owner {
     ctrl: Arc<Controller>,
     admin: RefCell<Option<Rc<Qpair>>>,
     keep_alive: RefCell<Option<Timer>>,
-    /// A Keep Alive is outstanding.
-    unanswered: Cell<bool>,
+    /// Half timeouts for which a Keep Alive is outstanding.
+    unanswered: Cell<u8>,
     aborts: RefCell<VecDeque<(u16, u16)>>,
     aborting: Cell<u16>,
     /// A reset or disconnect is under way.
@@ -66,7 +66,7 @@ pub(crate) async fn start(reactor: Reactor, ctrl: Arc<Controller>) -> Result<(),
         ctrl,
         admin: RefCell::default(),
         keep_alive: RefCell::default(),
-        unanswered: Cell::new(false),
+        unanswered: Cell::new(0),
         aborts: RefCell::default(),
         aborting: Cell::new(0),
         busy: Cell::new(false),
@@ -181,7 +181,7 @@ impl Owner {
     /// The controller is ready: keeps it alive and listens to its events.
     fn adopt(&self, q: Rc<Qpair>, info: Info) {
         let o = &self.ctrl.options;
-        self.unanswered.set(false);
+        self.unanswered.set(0);
         self.aborts.borrow_mut().clear();
         self.aborting.set(0);
         let events = info.identify.aerl.min(EVENTS - 1) + 1;
@@ -227,12 +227,17 @@ impl Owner {
 
     fn send_keep_alive(&self) {
         let (Some(q), Some(me)) = (self.queue(), self.myself()) else { return };
-        if self.unanswered.get() {
-            q.close(format!("Keep Alive was not answered for {} ms", self.ctrl.options.keep_alive.as_millis() / 2));
-            return;
-        }
-        if q.submit(&Sqe::new(admin::KEEP_ALIVE, 0, 0), Data::None, me, TAG_KEEP_ALIVE).is_ok() {
-            self.unanswered.set(true);
+        match self.unanswered.get() {
+            0 => {
+                if q.submit(&Sqe::new(admin::KEEP_ALIVE, 0, 0), Data::None, me, TAG_KEEP_ALIVE).is_ok() {
+                    self.unanswered.set(1);
+                }
+            }
+            1 => self.unanswered.set(2),
+            _ => {
+                let limit = self.ctrl.options.keep_alive.as_millis();
+                q.close(format!("Keep Alive was not answered for {limit} ms"));
+            }
         }
     }
 
@@ -356,7 +361,7 @@ impl Completer for Owner {
         let gone = done.status.is(Status::ABORTED_BY_HOST);
         match done.tag {
             // Whatever it answers, it lives.
-            TAG_KEEP_ALIVE => self.unanswered.set(false),
+            TAG_KEEP_ALIVE => self.unanswered.set(0),
             TAG_EVENT if done.status.is_ok() => {
                 self.ctrl.tell(ControllerEvent::Async(AsyncEvent::from_dw0(done.result as u32)));
                 self.listen();

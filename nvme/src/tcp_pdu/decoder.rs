@@ -72,6 +72,9 @@ pub struct Decoder {
     role: Role,
     /// Established target without header digests: a bare command capsule is taken in one step.
     bare_capsules: bool,
+    /// Established host without header digests and with the least alignment: a response, or the header of data, is taken in
+    /// one step.
+    bare_answers: bool,
     hdgst: bool,
     ddgst: bool,
     /// Alignment of received data in bytes, 4 to 128.
@@ -105,6 +108,7 @@ const CH: usize = size_of::<CommonHeader>();
 
 /// Bytes 0 to 7 but for PDO (which means nothing without data) of a command capsule without digest and data.
 const BARE_CAPSULE_MASK: u64 = 0xffff_ffff_00ff_ffff;
+const BARE_RESPONSE: u64 = u64::from_le_bytes([pdu_type::CAPSULE_RESP, 0, 24, 0, 24, 0, 0, 0]);
 const BARE_CAPSULE: u64 = u64::from_le_bytes([pdu_type::CAPSULE_CMD, 0, 72, 0, 72, 0, 0, 0]);
 
 impl Decoder {
@@ -116,6 +120,7 @@ impl Decoder {
             phase: Phase::Connecting,
             role,
             bare_capsules: false,
+            bare_answers: false,
             hdgst: false,
             ddgst: false,
             align: 4,
@@ -147,6 +152,7 @@ impl Decoder {
         self.align = (pda.min(PDA_MAX) + 1) * 4;
         self.maxh2cdata = params.maxh2cdata;
         self.bare_capsules = self.role == Role::Target && !params.hdgst;
+        self.bare_answers = self.role == Role::Host && !params.hdgst && self.align == 4;
     }
 
     /// Changes the limit given to [`Decoder::new`], for instance once Connect told that this is an I/O queue.
@@ -196,7 +202,50 @@ impl Decoder {
             *input = rest;
             return Ok(Some(Event::Header(Pdu::CapsuleCmd(CapsuleCmd { sqe: h.sqe, data_len: 0 }))));
         }
+        if self.state == State::Header
+            && self.bare_answers
+            && self.have == 0
+            && let Some((pdu, rest)) = input.split_first_chunk::<24>()
+            && let Some(pdu) = self.bare_answer(pdu)
+        {
+            *input = rest;
+            return Ok(Some(Event::Header(pdu)));
+        }
         self.step(input)
+    }
+
+    /// A response, or the header of data, in which nothing is unusual; anything else is left to `step`.
+    #[inline]
+    fn bare_answer(&mut self, pdu: &[u8; 24]) -> Option<Pdu> {
+        let ch = u64::from_le_bytes(*pdu.first_chunk::<8>()?);
+        if ch & BARE_CAPSULE_MASK == BARE_RESPONSE {
+            let h = CapsuleRespHeader::ref_from_bytes(pdu).ok()?;
+            self.hdr[..24].copy_from_slice(pdu);
+            self.hdr_len = 24;
+            return Some(Pdu::CapsuleResp(h.cqe));
+        }
+        let h = DataHeader::ref_from_bytes(pdu).ok()?;
+        let (last, success) = (h.ch.flags & flags::LAST != 0, h.ch.flags & flags::SUCCESS != 0);
+        let (ddgst, trailer) = if self.ddgst { (flags::DDGST, 4) } else { (0, 0) };
+        let (offset, length) = (h.offset.get(), h.length.get());
+        let usual = h.ch.pdu_type == pdu_type::C2H_DATA
+            && h.ch.hlen == 24
+            && h.ch.pdo == 24
+            && h.ch.flags & !(flags::LAST | flags::SUCCESS) == ddgst
+            && (last || !success)
+            && length != 0
+            && (offset | length).is_multiple_of(4)
+            && offset.checked_add(length).is_some()
+            && length.checked_add(24 + trailer) == Some(h.ch.plen.get());
+        if !usual {
+            return None;
+        }
+        self.hdr[..24].copy_from_slice(pdu);
+        self.hdr_len = 24;
+        self.layout(0, length, self.ddgst);
+        self.data_offset = 0;
+        self.state = State::Payload;
+        Some(Pdu::C2hData(Data { cccid: h.cccid.get(), ttag: h.ttag.get(), offset, length, last, success }))
     }
 
     fn step<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, FatalError> {
