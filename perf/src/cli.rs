@@ -1,4 +1,6 @@
 //! The command line: the option letters of `spdk_nvme_perf`, and what is new here.
+// These comments are help texts, where brackets say what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use std::path::PathBuf;
 
