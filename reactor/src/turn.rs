@@ -97,7 +97,12 @@ impl Reactor {
         core.now.set(now);
     }
 
+    #[inline]
     fn drain_inbox(&self) -> usize {
+        if self.0.shared.inbox.is_empty() { 0 } else { self.take_messages() }
+    }
+
+    fn take_messages(&self) -> usize {
         let core = &*self.0;
         let mut n = 0;
         while n < INBOX_BUDGET {
@@ -114,6 +119,7 @@ impl Reactor {
         n
     }
 
+    #[inline]
     fn run_deferred(&self) -> usize {
         let n = self.0.deferred.borrow().len();
         for _ in 0..n {
@@ -123,7 +129,13 @@ impl Reactor {
         n
     }
 
+    #[inline]
     fn run_timers(&self) -> usize {
+        let next = self.0.timers.borrow().next();
+        if next.is_some_and(|t| t <= self.0.now.get()) { self.fire_timers() } else { 0 }
+    }
+
+    fn fire_timers(&self) -> usize {
         let core = &*self.0;
         let now = core.now.get();
         let mut n = 0;
@@ -154,7 +166,12 @@ impl Reactor {
         n
     }
 
+    #[inline]
     fn run_pollers(&self) -> usize {
+        if self.0.pollers.borrow().is_empty() { 0 } else { self.call_pollers() }
+    }
+
+    fn call_pollers(&self) -> usize {
         let core = &*self.0;
         let timed = core.turns.get().is_multiple_of(SAMPLE);
         let mut work = 0;
@@ -246,7 +263,13 @@ impl Reactor {
     }
 
     /// Dispatches the completions that are there, up to the turn's budget.
+    #[inline]
     fn reap(&self) -> usize {
+        let core = &*self.0;
+        if core.engine.has_completions() || !core.made.borrow().is_empty() { self.dispatch() } else { 0 }
+    }
+
+    fn dispatch(&self) -> usize {
         let core = &*self.0;
         let mut n = 0;
         if !core.made.borrow().is_empty() {

@@ -223,7 +223,7 @@ impl SockHandler for Watch {
     fn on_close(&self, s: &Sock, e: io::Error) {
         s.close();
         s.send_bytes(b"ignored");
-        self.closed.take().expect("on_close comes once").send(e.kind()).unwrap();
+        let _ = self.closed.take().expect("on_close comes once").send(e.kind());
     }
 }
 
@@ -263,6 +263,23 @@ fn a_handler_may_close_pause_resume_and_finish_from_its_callbacks() {
         }
         assert_eq!(closed.wait(), Ok(kind), "after {:?}", std::str::from_utf8(say));
     }
+    rt.stop();
+}
+
+#[test]
+fn a_peer_that_has_said_its_last_still_hears_everything() {
+    let rt = runtime(RingOptions::default());
+    let (fd, peer) = pair();
+    // It closes its sending half before it reads: more than the socket's buffers hold is still to come.
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    rt.cores()[0].send(move |r| {
+        let s = Sock::from_fd(r, fd, Watch::new().0).unwrap();
+        s.send_bytes(&vec![7; 20 << 20]);
+        s.finish();
+    });
+    let (mut peer, mut all) = (peer, Vec::new());
+    peer.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 20 << 20);
     rt.stop();
 }
 

@@ -109,6 +109,8 @@ struct Inner {
     /// When bytes last went out, or were queued to an empty queue; when finishing, since when it lingers.
     progress: Cell<u64>,
     lingering: Cell<bool>,
+    /// The peer will send no more.
+    deaf: Cell<bool>,
     received: Cell<u64>,
     sent: Cell<u64>,
     leave: RefCell<Option<HandOver>>,
@@ -158,6 +160,7 @@ impl Sock {
             send_timeout: Cell::new(clock::ticks(SEND_TIMEOUT)),
             progress: Cell::new(reactor.now()),
             lingering: Cell::new(false),
+            deaf: Cell::new(false),
             received: Cell::new(0),
             sent: Cell::new(0),
             leave: RefCell::new(None),
@@ -383,6 +386,11 @@ impl Sock {
         let s = &*self.0;
         match (s.phase.get(), -res) {
             (Phase::Closing | Phase::Closed | Phase::Leaving, _) => self.mark(),
+            // The peer has said all it had to say, but may still be listening.
+            (Phase::Finishing, 0) => {
+                s.deaf.set(true);
+                self.mark();
+            }
             (_, 0) => {
                 self.set_error(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"));
                 self.fail(io::ErrorKind::UnexpectedEof.into());
@@ -431,7 +439,11 @@ impl Sock {
                     }
                 }
                 *s.want.borrow_mut() = None;
-                if matches!(*s.rx.borrow(), Rx::Idle) {
+                if s.deaf.get() {
+                    if s.lingering.get() {
+                        self.fail(io::ErrorKind::ConnectionAborted.into());
+                    }
+                } else if matches!(*s.rx.borrow(), Rx::Idle) {
                     self.arm(Next::Ring, false);
                 }
             }
