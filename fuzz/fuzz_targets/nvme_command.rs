@@ -11,6 +11,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use longshore_bdev::{CoreState, Geometry, Registry, malloc::Malloc};
@@ -245,15 +246,13 @@ fn connect_data(cntlid: u16) -> ConnectData {
     d
 }
 
-/// Turns until `done`, or a panic: nothing here waits for anything but this reactor.
+/// Turns until `done`, or a panic: nothing here takes long.
 async fn until(r: &Reactor, what: &str, done: impl Fn() -> bool) {
-    for _ in 0..10_000 {
-        if done() {
-            return;
-        }
+    let end = Instant::now() + Duration::from_secs(5);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
         r.yield_now().await;
     }
-    panic!("{what}");
 }
 
 /// Connects a queue; its answer's Dword 0.

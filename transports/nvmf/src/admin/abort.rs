@@ -59,7 +59,10 @@ pub(crate) fn abort(qp: &Rc<Qpair>, slot: u16, c: &Rc<Controller>, sqe: &Sqe) {
                     let mut found = false;
                     for _ in 0..LOOKS {
                         g.reactor().sleep(LOOK_AGAIN).await;
-                        let same = q.slots[usize::from(at)].borrow().turn == turn;
+                        let same = {
+                            let r = q.slots[usize::from(at)].borrow();
+                            r.turn == turn && r.phase == Phase::Executing
+                        };
                         if !same || q.abort_in_device(at) {
                             found = same;
                             break;
