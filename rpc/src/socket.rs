@@ -26,8 +26,10 @@ impl Listener {
     /// Takes the path: lock `<path>.lock`, remove a stale socket, bind and listen.
     pub fn bind(path: &Path) -> io::Result<Listener> {
         let explain = |what: &str, error: io::Error| {
-            io::Error::new(error.kind(), format!("RPC socket {}: {what}: {error}", path.display()))
+            io::Error::new(error.kind(), format!("RPC socket {}: {what} ({error})", path.display()))
         };
+        let address =
+            SocketAddrUnix::new(path).map_err(|e| explain("not a usable socket path (107 bytes at most)", e.into()))?;
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock_path = PathBuf::from(lock_path);
@@ -45,8 +47,6 @@ impl Listener {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(explain("cannot remove the stale socket", e)),
             _ => {}
         }
-        let address =
-            SocketAddrUnix::new(path).map_err(|e| explain("not a usable socket path (107 bytes at most)", e.into()))?;
         let open = || -> io::Result<UnixListener> {
             let fd = socket_with(
                 AddressFamily::UNIX,
