@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use longshore_bdev::nvme::Controllers;
 use longshore_bdev::{CoreOptions, CoreState, Registry as Bdevs};
 use longshore_nvmf::Target;
 use longshore_reactor::CoreHandle;
@@ -20,6 +21,7 @@ use crate::jsonrpc::Request;
 use crate::logging::Log;
 use crate::method::{Registry, When};
 use crate::methods;
+use crate::methods::bdev_nvme::Attached;
 use crate::methods::bdev_stat::EnableHistogram;
 use crate::methods::options::{BdevOptions, Options};
 use crate::recipes::Recipes;
@@ -76,6 +78,9 @@ pub struct App {
     pub bdevs: Arc<Bdevs>,
     /// How they were made.
     pub recipes: Recipes,
+    /// Remote controllers that are attached.
+    pub controllers: Arc<Controllers>,
+    pub(crate) attached: Attached,
     /// Devices made without a name so far.
     pub(crate) unnamed: AtomicU64,
     target: OnceLock<Arc<Target>>,
@@ -99,6 +104,8 @@ impl App {
             options: Options::default(),
             histograms: Mutex::default(),
             recipes: Recipes::default(),
+            controllers: Controllers::new(parts.bdevs.clone(), parts.cores.clone()),
+            attached: Attached::default(),
             unnamed: AtomicU64::new(0),
             target: OnceLock::new(),
             cores: parts.cores,
@@ -175,6 +182,7 @@ impl App {
     /// Closes all connections and gives up every device, layers first. For the end of the process, before the reactors stop.
     pub async fn shutdown(self: &Arc<App>) {
         self.save_to(None);
+        self.controllers.detach_all().await;
         if let Some(target) = self.target.get() {
             target.shutdown().await;
         }

@@ -130,13 +130,12 @@ class ASubsystem(ClientTest):
         self.client("nvmf_delete_subsystem", NQN)
         self.assertEqual(len(self.rpc("nvmf_get_subsystems")), 1)
 
-    @unittest.expectedFailure  # bdev_nvme_attach_controller is not built yet
     def test_is_attached_by_the_daemons_own_initiator(self):
         self.start()
         self.create_every_kind()
         self.create_subsystem()
-        self.assertEqual(self.rpc("bdev_nvme_attach_controller", "-b", "X", "-t", "tcp", "-a", "127.0.0.1", "-f", "ipv4",
-                                  "-s", self.port, "-n", NQN, "-q", HOST), ["Xn1", "Xn3"])
+        self.assertEqual(self.client("bdev_nvme_attach_controller", "-b", "X", "-t", "tcp", "-a", "127.0.0.1", "-f", "ipv4",
+                                     "-s", self.port, "-n", NQN, "-q", HOST).split(), ["Xn1", "Xn3"])
         self.assertEqual(self.rpc("bdev_nvme_get_controllers")[0]["name"], "X")
         self.assertEqual(self.rpc("nvmf_subsystem_get_controllers", NQN)[0]["hostnqn"], HOST)
         self.client("bdev_nvme_detach_controller", "X")

@@ -174,6 +174,7 @@ pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
                 .map(|recipe| (4 + recipe.kind as u8 * 2, Entry::new(recipe.kind.method(), recipe.dump(&app.bdevs)))),
         );
         modules.push((NVME, bdev_nvme::dump_options(&app)));
+        modules.extend(bdev_nvme::dump_controllers(&app).into_iter().map(|entry| (NVME, entry)));
         modules.push((NVME, options::hotplug(&app)));
         modules.sort_by_key(|(place, _)| *place);
         out.extend(modules.into_iter().map(|(_, entry)| entry));
