@@ -81,6 +81,17 @@ pub(crate) async fn end_of(q: &Qpair, sqe: &Sqe, data: Data<'_>) -> Result<Done,
     Ok(done)
 }
 
+impl Qpair {
+    /// Runs a command from async code and returns how it ended, whatever its status. For many commands at a high rate use
+    /// [`submit`](Qpair::submit), which allocates nothing.
+    ///
+    /// # Errors
+    /// The command was not taken, or the connection was lost under it.
+    pub async fn run(&self, sqe: &Sqe, data: Data<'_>) -> Result<Done, HostError> {
+        end_of(self, sqe, data).await
+    }
+}
+
 /// Submits a command and waits until it succeeds.
 pub(crate) async fn success(q: &Qpair, what: &'static str, sqe: &Sqe, data: Data<'_>) -> Result<Done, HostError> {
     let done = end_of(q, sqe, data).await?;
