@@ -11,7 +11,7 @@ use longshore_nvme::wire::Status;
 
 use crate::core::CoreState;
 use crate::device::{Geometry, IoChannel, Layer, SupportedOps};
-use crate::frame::{Frame, FrameFn};
+use crate::frame::FrameFn;
 use crate::gate::{self, Drains};
 use crate::io::{IoId, IoRef, Op};
 use crate::job::Job;
@@ -92,7 +92,13 @@ pub(crate) struct ChannelInner {
 unsafe fn done_fast(ctx: *const (), io: IoRef, stamp: u64, _: u64) {
     // SAFETY: the frame was pushed by `submit` with this channel, which outlives its in-flight count.
     let ch = unsafe { &*(ctx as *const ChannelInner) };
-    ch.finish_fast(&io, stamp);
+    if ch.closed.get() != 0 || io.status() != Status::SUCCESS {
+        return ch.finish_rarely(io, stamp);
+    }
+    // SAFETY: as in `submit`.
+    let now = unsafe { ch.clock.as_ref() }.get();
+    ch.fast_stat.record_success(io.op(), io.nblocks(), now.wrapping_sub(stamp));
+    ch.fast_inflight.set(ch.fast_inflight.get() - 1);
     // The channel is not touched any more: whoever is told next may drop it.
     io.unwind();
 }
@@ -142,23 +148,24 @@ impl ChannelInner {
         if lba.checked_add(u64::from(n)).is_none_or(|e| e > self.node.num_blocks()) {
             return io.complete_later(Status::LBA_OUT_OF_RANGE);
         }
-        self.fast_inflight.set(self.fast_inflight.get() + 1);
         // SAFETY: the reactor, and its clock, live as long as `core`.
         let stamp = unsafe { self.clock.as_ref() }.get();
-        io.push(Frame { func: done_fast, ctx: std::ptr::from_ref(self).cast(), stamp, saved: 0 });
+        io.push(done_fast, std::ptr::from_ref(self).cast(), stamp);
+        self.fast_inflight.set(self.fast_inflight.get() + 1);
         // SAFETY: the device is `module` or that of a channel in `chain`; both live as long as this.
         unsafe { self.target.as_ref() }.submit(io);
     }
 
-    #[inline]
-    fn finish_fast(&self, io: &IoRef, stamp: u64) {
-        // SAFETY: as in `submit`.
-        let now = unsafe { self.clock.as_ref() }.get();
-        self.fast_stat.record(io.op(), io.nblocks(), now.wrapping_sub(stamp), io.status());
+    /// A request that failed, or that somebody waits for.
+    #[cold]
+    #[inline(never)]
+    fn finish_rarely(&self, io: IoRef, stamp: u64) {
+        self.fast_stat.record(io.op(), io.nblocks(), self.core.now().saturating_sub(stamp), io.status());
         self.fast_inflight.set(self.fast_inflight.get() - 1);
         if self.closed.get() != 0 {
             self.fast_way_empties();
         }
+        io.unwind();
     }
 
     #[cold]
@@ -201,7 +208,7 @@ impl ChannelInner {
         let epoch = self.epoch.get() & 1;
         let n = &self.inflight[epoch as usize];
         n.set(n.get() + 1);
-        io.push(Frame { func, ctx: std::ptr::from_ref(self).cast(), stamp: stamp | u64::from(epoch), saved: 0 });
+        io.push(func, std::ptr::from_ref(self).cast(), stamp | u64::from(epoch));
     }
 
     /// The time of now for a request that passes the slow way.

@@ -133,7 +133,8 @@ impl Pool {
             p.write(Io {
                 op: Op::Read,
                 flags: IoFlags::NONE,
-                depth: 0,
+                // SAFETY: a place inside the slot; nothing is read.
+                top: (&raw mut (*p.as_ptr()).frames).cast(),
                 state: State::Free,
                 status: Status::SUCCESS,
                 md_len: 0,
@@ -160,11 +161,11 @@ impl Pool {
 
     #[inline]
     pub(crate) fn put(&self, mut io: IoRef) {
-        debug_assert_eq!(io.depth(), 0, "released with frames");
+        debug_assert!(io.is_idle(), "released with frames");
+        io.clear_frames();
         let slot = io.io_mut();
         slot.state = State::Free;
         slot.generation = slot.generation.wrapping_add(1);
-        slot.depth = 0;
         slot.nest = 0;
         slot.iovcnt = 0;
         slot.inline[1].iov_len = 0;

@@ -22,8 +22,11 @@ pub(crate) struct Frame {
     pub(crate) saved: u64,
 }
 
-unsafe fn no_frame(_: *const (), _: IoRef, _: u64, _: u64) {
-    unreachable!("request completed without a frame");
+/// What lies at the bottom while nobody has begun the request.
+unsafe fn no_frame(_: *const (), mut io: IoRef, _: u64, _: u64) {
+    io.clear_frames();
+    std::mem::forget(io);
+    panic!("a request was completed that nobody had begun");
 }
 
 impl Frame {
@@ -36,79 +39,98 @@ pub trait Submitter: 'static {
     fn io_done(self: Rc<Self>, io: IoRef, tag: u64);
 }
 
-unsafe fn submitter_done<S: Submitter>(ctx: *const (), io: IoRef, _: u64, tag: u64) {
-    // SAFETY: `begin` put exactly this reference here with `Rc::into_raw`, and popped frames run once.
+unsafe fn submitter_done<S: Submitter>(ctx: *const (), mut io: IoRef, _: u64, tag: u64) {
+    io.clear_frames();
+    // SAFETY: `begin` put exactly this reference here with `Rc::into_raw`, and the frame ran only now.
     let s = unsafe { Rc::from_raw(ctx as *const S) };
     s.io_done(io, tag);
 }
 
-#[cold]
-#[inline(never)]
-fn begun_twice() -> ! {
-    panic!("begin was called on a request that is under way");
-}
-
+/// Frames are reached through a pointer to the one that runs next, derived from the slot as a whole: each step costs one
+/// addition. It stays inside: `push` checks the upper end, and the frame at the bottom is never missing, because whatever
+/// runs from there puts `no_frame` in its place.
 impl IoRef {
     /// Names who is told of the request's end. The reference is held until then.
-    ///
-    /// # Panics
-    /// If that was done already.
     #[inline]
     pub fn begin<S: Submitter>(&mut self, to: Rc<S>, tag: u64) {
-        let io = self.io_mut();
-        if io.depth != 0 {
-            begun_twice();
-        }
-        let frame = &mut io.frames[0];
+        debug_assert!(self.is_idle(), "begin was called on a request that is under way");
+        let frame = &mut self.io_mut().frames[0];
         frame.func = submitter_done::<S>;
         frame.ctx = Rc::into_raw(to) as *const ();
         frame.saved = tag;
-        io.depth = 1;
     }
 
     #[inline]
-    pub(crate) fn push(&mut self, frame: Frame) {
+    fn bottom(&self) -> *mut Frame {
+        // SAFETY: a place inside the slot; nothing is read.
+        unsafe { (&raw mut (*self.slot()).frames).cast() }
+    }
+
+    /// True if nobody has begun the request, or its submitter was told of its end.
+    pub(crate) fn is_idle(&self) -> bool {
+        std::ptr::eq(self.io().top, self.bottom())
+    }
+
+    /// Forgets all frames.
+    #[inline]
+    pub(crate) fn clear_frames(&mut self) {
+        let bottom = self.bottom();
         let io = self.io_mut();
-        let d = io.depth as usize;
+        io.top = bottom;
+        io.frames[0].func = no_frame;
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, func: FrameFn, ctx: *const (), stamp: u64) {
+        let top = self.io().top.wrapping_add(1);
         // The registry bounds the depth of stacks; this keeps a bug there from writing past the array.
-        assert!(d < MAX_FRAMES, "device stack deeper than {MAX_FRAMES} frames");
-        io.frames[d] = frame;
-        io.depth = d as u8 + 1;
+        if std::ptr::eq(top, self.bottom().wrapping_add(MAX_FRAMES)) {
+            too_deep();
+        }
+        // SAFETY: below the end by the check; the slot is this handle's alone.
+        unsafe {
+            (*top).func = func;
+            (*top).ctx = ctx;
+            (*top).stamp = stamp;
+            (*top).saved = 0;
+        }
+        self.io_mut().top = top;
     }
 
     #[inline]
     pub(crate) fn top(&self) -> &Frame {
-        let io = self.io();
-        &io.frames[(io.depth as usize).wrapping_sub(1)]
+        // SAFETY: the pointer stays inside `frames`, see above; frames are always initialised.
+        unsafe { &*self.io().top }
     }
 
     #[inline]
     pub(crate) fn top_mut(&mut self) -> &mut Frame {
-        let io = self.io_mut();
-        &mut io.frames[(io.depth as usize).wrapping_sub(1)]
+        // SAFETY: as in `top`, and `&mut self` makes the access unique.
+        unsafe { &mut *self.io().top }
     }
 
-    /// Puts the frame that was popped last back on top.
+    /// Puts the frame back on top from whose function this is called.
     #[inline]
     pub(crate) fn unpop(&mut self) {
-        self.io_mut().depth += 1;
-    }
-
-    /// Frames in use.
-    #[inline]
-    pub(crate) fn depth(&self) -> usize {
-        self.io().depth as usize
+        let io = self.io_mut();
+        io.top = io.top.wrapping_add(1);
     }
 
     /// Pops the innermost frame and runs it.
     #[inline]
     pub(crate) fn unwind(mut self) {
         let io = self.io_mut();
-        let d = io.depth.wrapping_sub(1);
-        let f = io.frames[d as usize];
-        io.depth = d;
-        // SAFETY: whoever pushed the frame guarantees that its context lives until it ran: a submitter by a counted
-        // reference, a channel because it is not freed while its in-flight count, which the frame is part of, is not 0.
-        unsafe { (f.func)(f.ctx, self, f.stamp, f.saved) }
+        let top = io.top;
+        io.top = top.wrapping_sub(1);
+        // SAFETY: as in `top`. Whoever pushed the frame guarantees that its context lives until it ran: a submitter by a
+        // counted reference, a channel because it is not freed while its in-flight count, which the frame is part of, is
+        // not 0. If it was the one at the bottom, its function puts the pointer right.
+        unsafe { ((*top).func)((*top).ctx, self, (*top).stamp, (*top).saved) }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn too_deep() -> ! {
+    panic!("device stack deeper than {MAX_FRAMES} frames");
 }

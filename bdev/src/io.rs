@@ -119,7 +119,6 @@ pub(crate) enum State {
 pub struct Io {
     pub(crate) op: Op,
     pub(crate) flags: IoFlags,
-    pub(crate) depth: u8,
     pub(crate) state: State,
     pub(crate) status: Status,
     pub(crate) md_len: u16,
@@ -129,7 +128,8 @@ pub struct Io {
     pub(crate) iov: *const IoVec,
     pub(crate) iovcnt: u32,
     pub(crate) generation: u32,
-    pub(crate) md: *mut u8,
+    /// The frame that runs next. Never leaves `frames` while somebody else can see it.
+    pub(crate) top: *mut Frame,
     pub(crate) next: Option<NonNull<Io>>,
     pub(crate) pool: NonNull<Pool>,
     // line 1
@@ -145,6 +145,7 @@ pub struct Io {
     // lines 2..
     pub(crate) frames: [Frame; MAX_FRAMES],
     pub(crate) owners: [Option<DmaBuf>; 2],
+    pub(crate) md: *mut u8,
 }
 
 const _: () = assert!(std::mem::offset_of!(Io, inline) == 64);
@@ -183,6 +184,11 @@ impl IoRef {
         let p = self.ptr;
         std::mem::forget(self);
         p
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self) -> *mut Io {
+        self.ptr.as_ptr()
     }
 
     #[inline]

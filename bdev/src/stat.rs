@@ -143,13 +143,18 @@ impl IoStat {
         s
     }
 
-    #[inline]
     pub(crate) fn record(&self, op: Op, blocks: u32, ticks: u64, status: Status) {
+        if status == Status::SUCCESS {
+            return self.record_success(op, blocks, ticks);
+        }
+        add(&self.ops[op as usize].ops, 1);
+        self.record_error(status);
+    }
+
+    #[inline]
+    pub(crate) fn record_success(&self, op: Op, blocks: u32, ticks: u64) {
         let c = &self.ops[op as usize];
         add(&c.ops, 1);
-        if status != Status::SUCCESS {
-            return self.record_error(status);
-        }
         add(&c.blocks, u64::from(blocks));
         add(&c.ticks, ticks);
         if ticks.wrapping_sub(c.min_ticks.load(Relaxed)) > c.span.load(Relaxed) {
