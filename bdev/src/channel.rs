@@ -150,7 +150,7 @@ impl ChannelInner {
         }
         // SAFETY: the reactor, and its clock, live as long as `core`.
         let stamp = unsafe { self.clock.as_ref() }.get();
-        io.push(done_fast, std::ptr::from_ref(self).cast(), stamp);
+        io.push_fast(done_fast, std::ptr::from_ref(self).cast(), stamp);
         self.fast_inflight.set(self.fast_inflight.get() + 1);
         // SAFETY: the device is `module` or that of a channel in `chain`; both live as long as this.
         unsafe { self.target.as_ref() }.submit(io);

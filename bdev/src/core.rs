@@ -12,7 +12,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::{Poller, Reactor, Timer};
 
 use crate::channel::ChannelInner;
-use crate::frame::{Frame, MAX_FRAMES};
+use crate::frame::{FRAME_SLOTS, Frame};
 use crate::io::{Io, IoFlags, IoId, IoRef, IoVec, Op, State};
 use crate::job::Job;
 
@@ -65,8 +65,10 @@ pub(crate) struct Pool {
     peak: Cell<u32>,
     waits: Cell<u64>,
     waiting: Cell<u32>,
+    /// Ended requests, in order.
     done_head: Cell<Option<NonNull<Io>>>,
-    done_tail: Cell<Option<NonNull<Io>>>,
+    /// Where the next one is to be linked: `done_head`, or the last one's `next`.
+    done_tail: Cell<*mut Option<NonNull<Io>>>,
     _pin: PhantomPinned,
 }
 
@@ -77,7 +79,7 @@ impl Pool {
         // SAFETY: the layout is not empty. Large blocks come from the kernel untouched, so unused slots cost no memory.
         let base = NonNull::new(unsafe { std::alloc::alloc(layout) } as *mut Io)
             .unwrap_or_else(|| std::alloc::handle_alloc_error(layout));
-        Box::pin(Pool {
+        let pool = Box::pin(Pool {
             base,
             layout,
             capacity,
@@ -89,9 +91,11 @@ impl Pool {
             waits: Cell::new(0),
             waiting: Cell::new(0),
             done_head: Cell::new(None),
-            done_tail: Cell::new(None),
+            done_tail: Cell::new(std::ptr::null_mut()),
             _pin: PhantomPinned,
-        })
+        });
+        pool.done_tail.set(pool.done_head.as_ptr());
+        pool
     }
 
     #[inline]
@@ -152,7 +156,7 @@ impl Pool {
                 words: [0; 2],
                 owned: false,
                 nest: 0,
-                frames: [Frame::EMPTY; MAX_FRAMES],
+                frames: [Frame::EMPTY; FRAME_SLOTS],
                 owners: [None, None],
             });
         }
@@ -180,15 +184,14 @@ impl Pool {
     }
 
     #[inline]
-    pub(crate) fn push_done(&self, mut io: IoRef) {
-        io.io_mut().next = None;
+    pub(crate) fn push_done(&self, io: IoRef) {
         let p = io.into_ptr();
-        match self.done_tail.get() {
-            // SAFETY: requests in the list are owned by the list.
-            Some(t) => unsafe { (*t.as_ptr()).next = Some(p) },
-            None => self.done_head.set(Some(p)),
+        // SAFETY: the pool is pinned, requests in the list are the list's and stay where they are; so the place is valid. The
+        // end is written when the list is cut off.
+        unsafe {
+            *self.done_tail.get() = Some(p);
+            self.done_tail.set(&raw mut (*p.as_ptr()).next);
         }
-        self.done_tail.set(Some(p));
     }
 
     /// Delivers ended requests; returns how many.
@@ -196,8 +199,10 @@ impl Pool {
     fn poll_done(&self) -> usize {
         let mut budget = POLL_BUDGET;
         // Requests that end while this list is delivered wait for the next turn: the list is cut off first.
+        // SAFETY: as in `push_done`.
+        unsafe { *self.done_tail.get() = None };
         let mut cur = self.done_head.take();
-        self.done_tail.set(None);
+        self.done_tail.set(self.done_head.as_ptr());
         while let Some(p) = cur {
             if budget == 0 {
                 self.requeue_front(p);
@@ -212,6 +217,7 @@ impl Pool {
         POLL_BUDGET - budget
     }
 
+    /// Puts what is left of a list that was cut off before those that came since.
     #[cold]
     fn requeue_front(&self, first: NonNull<Io>) {
         let mut last = first;
@@ -219,10 +225,13 @@ impl Pool {
         while let Some(n) = unsafe { last.as_ref() }.next {
             last = n;
         }
-        // SAFETY: as above.
-        unsafe { (*last.as_ptr()).next = self.done_head.get() };
-        if self.done_head.get().is_none() {
-            self.done_tail.set(Some(last));
+        // SAFETY: as above, and as in `push_done`.
+        let end = unsafe { &raw mut (*last.as_ptr()).next };
+        if std::ptr::eq(self.done_tail.get(), self.done_head.as_ptr()) {
+            self.done_tail.set(end);
+        } else {
+            // SAFETY: as above.
+            unsafe { *end = self.done_head.get() };
         }
         self.done_head.set(Some(first));
     }

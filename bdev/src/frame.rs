@@ -8,6 +8,9 @@ use crate::io::IoRef;
 /// Frames in one request: its submitter and up to five layers. A fan-out layer starts afresh with child requests.
 pub const MAX_FRAMES: usize = 6;
 
+/// Places for frames in a request: below those in use lies one that is never popped.
+pub(crate) const FRAME_SLOTS: usize = MAX_FRAMES + 1;
+
 /// Called when the frame was popped, with what it held.
 pub(crate) type FrameFn = unsafe fn(ctx: *const (), io: IoRef, stamp: u64, saved: u64);
 
@@ -39,22 +42,23 @@ pub trait Submitter: 'static {
     fn io_done(self: Rc<Self>, io: IoRef, tag: u64);
 }
 
-unsafe fn submitter_done<S: Submitter>(ctx: *const (), mut io: IoRef, _: u64, tag: u64) {
-    io.clear_frames();
-    // SAFETY: `begin` put exactly this reference here with `Rc::into_raw`, and the frame ran only now.
+unsafe fn submitter_done<S: Submitter>(ctx: *const (), io: IoRef, _: u64, tag: u64) {
+    // SAFETY: `begin` put exactly this reference here with `Rc::into_raw`, and the frame was popped only now.
     let s = unsafe { Rc::from_raw(ctx as *const S) };
     s.io_done(io, tag);
 }
 
 /// Frames are reached through a pointer to the one that runs next, derived from the slot as a whole: each step costs one
-/// addition. It stays inside: `push` checks the upper end, and the frame at the bottom is never missing, because whatever
-/// runs from there puts `no_frame` in its place.
+/// addition. It stays inside: `push` checks the upper end, and at the bottom lies `no_frame`, which puts the pointer right.
 impl IoRef {
     /// Names who is told of the request's end. The reference is held until then.
     #[inline]
     pub fn begin<S: Submitter>(&mut self, to: Rc<S>, tag: u64) {
         debug_assert!(self.is_idle(), "begin was called on a request that is under way");
-        let frame = &mut self.io_mut().frames[0];
+        let first = self.bottom().wrapping_add(1);
+        let io = self.io_mut();
+        io.top = first;
+        let frame = &mut io.frames[1];
         frame.func = submitter_done::<S>;
         frame.ctx = Rc::into_raw(to) as *const ();
         frame.saved = tag;
@@ -75,16 +79,15 @@ impl IoRef {
     #[inline]
     pub(crate) fn clear_frames(&mut self) {
         let bottom = self.bottom();
-        let io = self.io_mut();
-        io.top = bottom;
-        io.frames[0].func = no_frame;
+        self.io_mut().top = bottom;
     }
 
+    /// Pushes a frame whose own word is whatever was there before.
     #[inline]
-    pub(crate) fn push(&mut self, func: FrameFn, ctx: *const (), stamp: u64) {
+    pub(crate) fn push_fast(&mut self, func: FrameFn, ctx: *const (), stamp: u64) {
         let top = self.io().top.wrapping_add(1);
         // The registry bounds the depth of stacks; this keeps a bug there from writing past the array.
-        if std::ptr::eq(top, self.bottom().wrapping_add(MAX_FRAMES)) {
+        if std::ptr::eq(top, self.bottom().wrapping_add(FRAME_SLOTS)) {
             too_deep();
         }
         // SAFETY: below the end by the check; the slot is this handle's alone.
@@ -92,9 +95,13 @@ impl IoRef {
             (*top).func = func;
             (*top).ctx = ctx;
             (*top).stamp = stamp;
-            (*top).saved = 0;
         }
         self.io_mut().top = top;
+    }
+
+    pub(crate) fn push(&mut self, func: FrameFn, ctx: *const (), stamp: u64) {
+        self.push_fast(func, ctx, stamp);
+        self.top_mut().saved = 0;
     }
 
     #[inline]
@@ -124,7 +131,7 @@ impl IoRef {
         io.top = top.wrapping_sub(1);
         // SAFETY: as in `top`. Whoever pushed the frame guarantees that its context lives until it ran: a submitter by a
         // counted reference, a channel because it is not freed while its in-flight count, which the frame is part of, is
-        // not 0. If it was the one at the bottom, its function puts the pointer right.
+        // not 0.
         unsafe { ((*top).func)((*top).ctx, self, (*top).stamp, (*top).saved) }
     }
 }

@@ -8,7 +8,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::DmaBuf;
 
 use crate::core::Pool;
-use crate::frame::{Frame, MAX_FRAMES};
+use crate::frame::{FRAME_SLOTS, Frame};
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,14 +143,14 @@ pub struct Io {
     /// How many splits and emulations this request is a child of.
     pub(crate) nest: u8,
     // lines 2..
-    pub(crate) frames: [Frame; MAX_FRAMES],
+    pub(crate) frames: [Frame; FRAME_SLOTS],
     pub(crate) owners: [Option<DmaBuf>; 2],
     pub(crate) md: *mut u8,
 }
 
 const _: () = assert!(std::mem::offset_of!(Io, inline) == 64);
 const _: () = assert!(std::mem::offset_of!(Io, frames) == 128);
-const _: () = assert!(std::mem::size_of::<Io>() <= 384);
+const _: () = assert!(std::mem::size_of::<Io>() <= 448);
 
 /// The unique, owning handle of a request in flight or being prepared.
 ///

@@ -65,7 +65,7 @@ fn zeroed(mut io: IoRef) {
 
 impl IoChannel for NullChannel {
     fn submit(&self, io: IoRef) {
-        if io.op() == Op::Read && !io.flags().has(IoFlags::KEEP_BUFFER) && !io.iov().is_empty() {
+        if !io.iov().is_empty() && io.op() == Op::Read && !io.flags().has(IoFlags::KEEP_BUFFER) {
             return zeroed(io);
         }
         io.complete_later(Status::SUCCESS);

@@ -226,4 +226,69 @@ mod tests {
             assert_eq!(reg.allow_examine("n"), Err(BdevError::Exists("n".into())));
         });
     }
+
+    #[test]
+    fn gates_and_counters_of_a_device_hold_for_requests_that_go_past_it() {
+        run(|r| async move {
+            let reg = Registry::new();
+            let m = reg.register("m", None, Malloc::new(Geometry::plain(512, 64)).unwrap()).unwrap();
+            stack(&reg, "m", 2);
+            let (p0, p1) = (reg.find("p0").unwrap(), reg.find("p1").unwrap());
+            let reads = |n: &Arc<BdevNode>| n.stats().op(crate::Op::Read).ops;
+            let (_desc, ch) = open(&reg, "p1");
+            for _ in 0..5 {
+                assert!(ch.read(0, 1, filled(&r, 512, 0)).await.0.is_ok());
+            }
+            p0.reset_stats(crate::StatReset::All).await.unwrap();
+            assert_eq!((reads(&m), reads(&p0), reads(&p1)), (5, 0, 5));
+            m.enable_histogram(true, None).await.unwrap();
+            for _ in 0..3 {
+                assert!(ch.read(0, 1, filled(&r, 512, 0)).await.0.is_ok());
+            }
+            assert_eq!(m.histogram().unwrap().buckets.iter().sum::<u64>(), 3);
+            m.enable_histogram(false, None).await.unwrap();
+            assert!(ch.read(0, 1, filled(&r, 512, 0)).await.0.is_ok());
+            assert_eq!((reads(&m), reads(&p0), reads(&p1)), (9, 4, 9));
+            assert_eq!(
+                m.channel_stats()[0].1.op(crate::Op::Read).ops,
+                4,
+                "those of now; five were settled at the reset"
+            );
+            m.set_qos(crate::QosUpdate { rw_ios_per_sec: Some(1000), ..Default::default() }).await.unwrap();
+            let start = r.rdtsc();
+            let limited: Vec<_> = (0..12).map(|_| ch.read(0, 1, filled(&r, 512, 0))).collect();
+            for f in limited {
+                assert!(f.await.0.is_ok());
+            }
+            assert!(r.rdtsc() - start >= r.ticks(std::time::Duration::from_millis(10)));
+        });
+    }
+
+    #[test]
+    fn a_reset_below_waits_for_requests_that_went_past() {
+        run(|r| async move {
+            let path = std::env::temp_dir().join(format!("longshore-{}-{}", std::process::id(), Uuid::new_v4()));
+            std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+            let reg = Registry::new();
+            let file = crate::uring::Options::new("f", path.to_str().unwrap(), crate::uring::Family::Uring);
+            crate::uring::create(&reg, crate::uring::Options { block_size: 4096, ..file }).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            stack(&reg, "f", 2);
+            let (_desc, ch) = open(&reg, "p1");
+            let below = reg.open("f", false, Box::new(|_| {})).unwrap();
+            let below = below.channel().unwrap();
+            for _ in 0..20 {
+                let before: Vec<_> = (0..32).map(|i| ch.write(i, 1, filled(&r, 4096, 1), IoFlags::NONE)).collect();
+                let reset = below.reset();
+                let after: Vec<_> = (0..32).map(|i| ch.write(i, 1, filled(&r, 4096, 2), IoFlags::NONE)).collect();
+                assert_eq!(reset.await.0, Status::SUCCESS);
+                for f in before.into_iter().chain(after) {
+                    let s = f.await.0;
+                    assert!(s == Status::SUCCESS || s == Status::ABORT_REQUESTED, "{s}");
+                }
+                assert_eq!((ch.inflight(), below.inflight()), (0, 0));
+            }
+            assert_eq!(ch.write(0, 1, filled(&r, 4096, 3), IoFlags::NONE).await.0, Status::SUCCESS);
+        });
+    }
 }
