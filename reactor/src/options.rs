@@ -50,7 +50,7 @@ pub enum PollMode {
         /// How long to spin.
         spin: Duration,
     },
-    /// Spin always.
+    /// Spin always. Valgrind needs it (with `--fair-sched=yes`): it holds all threads up while one waits in `io_uring_enter`.
     Busy,
 }
 

@@ -97,11 +97,12 @@ impl Reactor {
         core.now.set(now);
     }
 
-    #[inline]
+    #[inline(always)]
     fn drain_inbox(&self) -> usize {
         if self.0.shared.inbox.is_empty() { 0 } else { self.take_messages() }
     }
 
+    #[inline(never)]
     fn take_messages(&self) -> usize {
         let core = &*self.0;
         let mut n = 0;
@@ -119,9 +120,14 @@ impl Reactor {
         n
     }
 
-    #[inline]
+    #[inline(always)]
     fn run_deferred(&self) -> usize {
         let n = self.0.deferred.borrow().len();
+        if n == 0 { 0 } else { self.call_deferred(n) }
+    }
+
+    #[inline(never)]
+    fn call_deferred(&self, n: usize) -> usize {
         for _ in 0..n {
             let Some(f) = self.0.deferred.borrow_mut().pop_front() else { break };
             f(self);
@@ -129,12 +135,13 @@ impl Reactor {
         n
     }
 
-    #[inline]
+    #[inline(always)]
     fn run_timers(&self) -> usize {
         let next = self.0.timers.borrow().next();
         if next.is_some_and(|t| t <= self.0.now.get()) { self.fire_timers() } else { 0 }
     }
 
+    #[inline(never)]
     fn fire_timers(&self) -> usize {
         let core = &*self.0;
         let now = core.now.get();
@@ -166,11 +173,12 @@ impl Reactor {
         n
     }
 
-    #[inline]
+    #[inline(always)]
     fn run_pollers(&self) -> usize {
         if self.0.pollers.borrow().is_empty() { 0 } else { self.call_pollers() }
     }
 
+    #[inline(never)]
     fn call_pollers(&self) -> usize {
         let core = &*self.0;
         let timed = core.turns.get().is_multiple_of(SAMPLE);
@@ -187,6 +195,7 @@ impl Reactor {
         work
     }
 
+    #[inline(never)]
     fn flush_outbox(&self) {
         let core = &*self.0;
         for peer in &core.peers {
@@ -223,6 +232,7 @@ impl Reactor {
     }
 
     /// The reactor's half of the handshake in `doorbell.rs`.
+    #[inline(never)]
     fn sleep_in_ring(&self) {
         let core = &*self.0;
         let bell = &core.shared.bell;
@@ -263,12 +273,13 @@ impl Reactor {
     }
 
     /// Dispatches the completions that are there, up to the turn's budget.
-    #[inline]
+    #[inline(always)]
     fn reap(&self) -> usize {
         let core = &*self.0;
         if core.engine.has_completions() || !core.made.borrow().is_empty() { self.dispatch() } else { 0 }
     }
 
+    #[inline(never)]
     fn dispatch(&self) -> usize {
         let core = &*self.0;
         let mut n = 0;

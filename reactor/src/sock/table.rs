@@ -71,13 +71,14 @@ impl SockTable {
     }
 
     /// End of turn: arms receives that were put off, starts sends, ends connections that are done.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn flush(&self, reactor: &Reactor) {
         if self.has_dirty() {
             self.flush_dirty(reactor);
         }
     }
 
+    #[inline(never)]
     fn flush_dirty(&self, reactor: &Reactor) {
         let mut list = std::mem::take(&mut *self.flushing.borrow_mut());
         std::mem::swap(&mut list, &mut *self.dirty.borrow_mut());
