@@ -182,10 +182,11 @@ impl App {
     /// Closes all connections and gives up every device, layers first. For the end of the process, before the reactors stop.
     pub async fn shutdown(self: &Arc<App>) {
         self.save_to(None);
-        self.controllers.detach_all().await;
+        // Hosts first: what they have in flight may still need the controllers below.
         if let Some(target) = self.target.get() {
             target.shutdown().await;
         }
+        self.controllers.detach_all().await;
         for node in self.bdevs.list().iter().rev() {
             let _ = self.bdevs.unregister_node(node).await;
         }
