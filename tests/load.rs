@@ -46,8 +46,52 @@ fn a_target_is_found_described_loaded_and_verified() {
     let v = json(place.perf("ns:2", "-o 32K -O 4000 -q 4 -w randrw -d 400 -t 60 --json"));
     assert_eq!((v["total"]["ios"].as_u64(), v["total"]["errors"].as_u64()), (Some(400), Some(0)), "{v:#}");
 
+    // More than the target's queue pairs take: the others wait, and none is forgotten.
+    for line in ["-q 300 -P 2 -w randwrite -d 5000 -t 60 --json", "-q 200 --rate 1M -L -t 0.2 --json"] {
+        let v = json(place.perf("ns:2", line));
+        assert!(v["total"]["ios"].as_u64() > Some(0) && v["total"]["errors"] == 0, "{line}: {v:#}");
+    }
+    let v = json(place.perf("ns:2", "-o 512 -q 300 -w verify -d 1000 -t 60 --json"));
+    assert_eq!((v["writes"].as_u64(), v["mismatches"].as_u64()), (Some(1000), Some(0)), "{v:#}");
+
     let v = json(place.perf("", "--idle 9 -U 0 -t 0.2 --json"));
     assert_eq!((v["controllers"].as_u64(), v["lost"].as_u64()), (Some(9), Some(0)), "{v:#}");
+}
+
+#[test]
+fn a_target_that_goes_away_ends_the_run() {
+    let place = Place::new("gone", BDEVS, &["N", "M"]);
+    let daemon = place.daemon();
+    // More requests than the queue pair takes: those that wait end too.
+    let run = |options: &str| {
+        let mut c = place.perf("ns:1", options);
+        c.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        c.spawn().expect("it starts")
+    };
+    let loads = [run("-q 300 -t 20"), run("-q 300 -t 20 --rate 5k"), run("-q 4 -o 64K -w write -t 20")];
+    // The controllers of all three are connected when the last of them is.
+    let connected = || {
+        let stat = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+        let port = place.trid.split("trsvcid:").nth(1).and_then(|t| t.split(' ').next()).expect("a port");
+        let local = format!("0100007F:{:04X}", port.parse::<u16>().expect("a port"));
+        stat.lines()
+            .filter(|l| l.split_whitespace().nth(1) == Some(&local) && l.split_whitespace().nth(3) == Some("01"))
+            .count()
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while connected() < 6 {
+        assert!(std::time::Instant::now() < deadline, "{} connections", connected());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    drop(daemon);
+    let gone = std::time::Instant::now();
+    for load in loads {
+        let out = load.wait_with_output().expect("it ends");
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        assert!(text(&out).contains("failed"), "{}", text(&out));
+    }
+    assert!(gone.elapsed() < std::time::Duration::from_secs(10), "the loads did not notice at once");
 }
 
 #[test]
@@ -59,7 +103,6 @@ fn mistakes_are_answered_with_one_line_that_names_them() {
         ("", "-w verify", "ns:NSID"),
         ("ns:2", "-o 1M", "at most 128 KiB"),
         ("ns:1", "-o 512", "4096-byte blocks"),
-        ("ns:1", "-q 30000", "use more -P"),
     ] {
         let out = place.perf(more, options).output().expect("it runs");
         assert_eq!(out.status.code(), Some(1), "{more} {options}: {}", text(&out));

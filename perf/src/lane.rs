@@ -287,10 +287,20 @@ impl<P: Port> Lane<P> {
         self.idle.borrow().len() == self.requests.get()
     }
 
-    /// Waits until no request is under way, or, with `or_failure`, one failed and that stops the run.
-    pub(crate) async fn quiet(&self, or_failure: bool) {
+    /// Waits until no request is under way.
+    pub(crate) async fn quiet(&self) {
+        self.until(|| self.is_quiet()).await;
+    }
+
+    /// Waits until the lane has nothing more to do before its time is over: a failure stopped it, or its requests are made (in
+    /// an open loop a lane is quiet whenever nothing is due, which is not the end).
+    pub(crate) async fn exhausted(&self) {
+        self.until(|| self.failure.borrow().is_some() || (!self.plan.open && self.is_quiet())).await;
+    }
+
+    async fn until(&self, reached: impl Fn() -> bool) {
         std::future::poll_fn(|cx| {
-            if self.is_quiet() || (or_failure && self.failure.borrow().is_some()) {
+            if reached() {
                 return Poll::Ready(());
             }
             *self.waiter.borrow_mut() = Some(cx.waker().clone());

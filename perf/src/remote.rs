@@ -1,13 +1,14 @@
 //! Namespaces of NVMe/TCP targets as what load is made on.
 
 use std::cell::{OnceCell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use longshore_bdev::{Data as Memory, Status};
-use longshore_nvme::host::{Completer, Controller, Data, Done, IoQueue, Namespace};
+use longshore_nvme::host::{Completer, Controller, Data, Done, IoQueue, Namespace, Rejected};
 use longshore_nvme::wire::Sqe;
 use longshore_nvme::wire::io::cdw12;
 use longshore_nvme::wire::opcode::io;
@@ -60,15 +61,6 @@ impl RemoteNamespace {
 
     async fn open(&self, r: &Reactor) -> Result<Vec<IoQueue>, String> {
         let depth = u16::try_from(self.depth.div_ceil(self.queues)).unwrap_or(u16::MAX);
-        if let Some(i) = self.controller.info()
-            && i.io_depth < depth
-        {
-            return Err(format!(
-                "{} takes {} requests per queue pair, not {depth}: use more -P",
-                self.name(),
-                i.io_depth
-            ));
-        }
         let mut all = Vec::new();
         for _ in 0..self.queues {
             all.push(self.controller.io_queue(r, Some(depth)).await.map_err(|e| format!("{}: {e}", self.name()))?);
@@ -96,6 +88,7 @@ impl Device for RemoteNamespace {
     async fn open_port(&self, r: &Reactor) -> Result<RemotePort, String> {
         Ok(RemotePort {
             queues: RefCell::new(self.open(r).await?),
+            waiting: (0..self.queues).map(|_| RefCell::default()).collect(),
             nsid: self.nsid,
             slots: RefCell::default(),
             pieces: RefCell::default(),
@@ -105,7 +98,11 @@ impl Device for RemoteNamespace {
     }
 
     async fn open_disk(&self, r: &Reactor) -> Result<RemoteDisk, String> {
-        Ok(RemoteDisk(Rc::new(Queues { nsid: self.nsid, queues: RefCell::new(self.open(r).await?) })))
+        Ok(RemoteDisk(Rc::new(Queues {
+            nsid: self.nsid,
+            queues: RefCell::new(self.open(r).await?),
+            reactor: r.clone(),
+        })))
     }
 }
 
@@ -129,6 +126,8 @@ fn command(nsid: u32, work: Work) -> Sqe {
 /// A namespace on one core, for lanes. Each request has a queue pair of its own choice for life, so that the depth is spread evenly.
 pub(crate) struct RemotePort {
     queues: RefCell<Vec<IoQueue>>,
+    /// Requests that found their queue pair full, per queue pair: it may take fewer than -q asks for.
+    waiting: Vec<RefCell<VecDeque<u32>>>,
     nsid: u32,
     slots: RefCell<Vec<Slot>>,
     /// Pieces of the request being submitted, if it has several.
@@ -151,13 +150,58 @@ impl Completer for Relay {
     #[inline]
     fn completed(&self, done: &Done) {
         let Some(lane) = self.0.upgrade() else { return };
-        let slot = done.tag as u32;
+        RemotePort::ended(&lane, done.tag as u32, done.status);
+    }
+}
+
+impl RemotePort {
+    /// Submits a request as its slot describes it, or lets it wait for room in its queue pair.
+    #[inline]
+    fn send(&self, lane: &Rc<Lane<Self>>, request: u32) {
+        let relay = self.relay.get_or_init(|| Rc::new(Relay(Rc::downgrade(lane)))).clone();
+        let queues = self.queues.borrow();
+        let index = request as usize % queues.len();
+        let slots = self.slots.borrow();
+        let Slot { memory, work, .. } = &slots[request as usize];
+        let mut pieces = self.pieces.borrow_mut();
+        let data = match (work.kind, &memory[..]) {
+            (Kind::Flush, _) => Data::None,
+            (Kind::Read, [one]) => Data::Read(one.clone()),
+            (Kind::Write, [one]) => Data::Write(one.clone()),
+            (kind, several) => {
+                pieces.extend_from_slice(several);
+                if kind == Kind::Read { Data::ReadMany(&mut pieces) } else { Data::WriteMany(&mut pieces) }
+            }
+        };
+        match queues[index].submit(&command(self.nsid, *work), data, relay, u64::from(request)) {
+            Ok(_) => {}
+            Err(Rejected::Full) => {
+                pieces.clear();
+                self.waiting[index].borrow_mut().push_back(request);
+            }
+            Err(why) => {
+                pieces.clear();
+                // The lane expects every end after this call.
+                let lane = lane.clone();
+                self.reactor.defer(move |_| RemotePort::ended(&lane, request, why.status()));
+            }
+        }
+    }
+
+    /// A request ended: one that waited for its queue pair has room now, or is refused likewise.
+    #[inline]
+    fn ended(lane: &Rc<Lane<Self>>, request: u32, status: Status) {
+        let port = &lane.port;
+        let next = port.waiting[request as usize % port.waiting.len()].borrow_mut().pop_front();
+        if let Some(next) = next {
+            port.send(lane, next);
+        }
         let (work, tag) = {
-            let slots = lane.port.slots.borrow();
-            let s = &slots[slot as usize];
+            let slots = port.slots.borrow();
+            let s = &slots[request as usize];
             (s.work, s.tag)
         };
-        lane.done(slot, work, done.status, tag);
+        lane.done(request, work, status, tag);
     }
 }
 
@@ -172,30 +216,11 @@ impl Port for RemotePort {
 
     #[inline]
     fn submit(lane: &Rc<Lane<Self>>, request: u32, work: Work, tag: u64) {
-        let port = &lane.port;
-        let relay = port.relay.get_or_init(|| Rc::new(Relay(Rc::downgrade(lane)))).clone();
-        let queues = port.queues.borrow();
-        let queue = &queues[request as usize % queues.len()];
-        let sqe = command(port.nsid, work);
-        let mut slots = port.slots.borrow_mut();
-        let slot = &mut slots[request as usize];
-        (slot.work, slot.tag) = (work, tag);
-        let mut pieces = port.pieces.borrow_mut();
-        let data = match (work.kind, &slot.memory[..]) {
-            (Kind::Flush, _) => Data::None,
-            (Kind::Read, [one]) => Data::Read(one.clone()),
-            (Kind::Write, [one]) => Data::Write(one.clone()),
-            (kind, several) => {
-                pieces.extend_from_slice(several);
-                if kind == Kind::Read { Data::ReadMany(&mut pieces) } else { Data::WriteMany(&mut pieces) }
-            }
-        };
-        if let Err(why) = queue.submit(&sqe, data, relay, u64::from(request)) {
-            // The lane expects every end after this call.
-            let (lane, status) = (lane.clone(), why.status());
-            pieces.clear();
-            port.reactor.defer(move |_| lane.done(request, work, status, tag));
+        {
+            let slot = &mut lane.port.slots.borrow_mut()[request as usize];
+            (slot.work, slot.tag) = (work, tag);
         }
+        lane.port.send(lane, request);
     }
 
     fn release(&self, request: u32) {
@@ -217,6 +242,7 @@ pub(crate) struct RemoteDisk(Rc<Queues>);
 struct Queues {
     nsid: u32,
     queues: RefCell<Vec<IoQueue>>,
+    reactor: Reactor,
 }
 
 #[derive(Default)]
@@ -243,14 +269,26 @@ impl Completer for Ended {
 struct Ended(RefCell<Waiting>);
 
 impl RemoteDisk {
-    async fn run(&self, work: Work, data: Data<'_>) -> Status {
+    async fn run(&self, work: Work, buf: Option<&DmaBuf>) -> Status {
         let ended = Rc::new(Ended::default());
-        {
-            let queues = self.0.queues.borrow();
-            let Some(queue) = queues.iter().max_by_key(|q| q.room()) else { return Status::HOST_PATHING_ERROR };
-            if let Err(why) = queue.submit(&command(self.0.nsid, work), data, ended.clone(), 0) {
-                return why.status();
+        loop {
+            {
+                let queues = self.0.queues.borrow();
+                let Some(queue) = queues.iter().max_by_key(|q| q.room()).filter(|q| q.is_open()) else {
+                    return Status::HOST_PATHING_ERROR;
+                };
+                let data = match (work.kind, buf) {
+                    (Kind::Read, Some(b)) => Data::Read(b.clone()),
+                    (Kind::Write, Some(b)) => Data::Write(b.clone()),
+                    _ => Data::None,
+                };
+                match queue.submit(&command(self.0.nsid, work), data, ended.clone(), 0) {
+                    Ok(_) => break,
+                    Err(Rejected::Full) => {}
+                    Err(why) => return why.status(),
+                }
             }
+            self.0.reactor.yield_now().await;
         }
         poll_fn(|cx| {
             let mut w = ended.0.borrow_mut();
@@ -269,16 +307,16 @@ impl RemoteDisk {
 impl Disk for RemoteDisk {
     async fn read(&self, lba: u64, blocks: u32, buf: DmaBuf) -> (Status, Memory) {
         let work = Work { kind: Kind::Read, fua: false, lba, blocks };
-        (self.run(work, Data::Read(buf.clone())).await, Some(buf))
+        (self.run(work, Some(&buf)).await, Some(buf))
     }
 
     async fn write(&self, lba: u64, blocks: u32, buf: DmaBuf, fua: bool) -> (Status, Memory) {
         let work = Work { kind: Kind::Write, fua, lba, blocks };
-        (self.run(work, Data::Write(buf.clone())).await, Some(buf))
+        (self.run(work, Some(&buf)).await, Some(buf))
     }
 
     async fn flush(&self) -> Status {
-        self.run(Work { kind: Kind::Flush, fua: false, lba: 0, blocks: 0 }, Data::None).await
+        self.run(Work { kind: Kind::Flush, fua: false, lba: 0, blocks: 0 }, None).await
     }
 
     async fn close(&self) {

@@ -167,7 +167,7 @@ async fn measure<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>]) -> R
         lanes.iter().for_each(|l| l.clear());
     }
     let (began, cpu_began) = (rdtsc(), CpuTime::of_thread(tid));
-    until_over(r, s, lanes, pacer.is_some()).await;
+    until_over(r, s, lanes).await;
     let (ended, cpu_ended) = (rdtsc(), CpuTime::of_thread(tid));
     let counts: Vec<_> = lanes.iter().map(|l| l.counts()).collect();
     let backlog = pacer.as_ref().map_or(0, |p| p.backlog());
@@ -175,7 +175,7 @@ async fn measure<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>]) -> R
     drop(reported);
     for l in lanes {
         l.stop();
-        l.quiet(false).await;
+        l.quiet().await;
     }
     if let Some(e) = lanes.iter().find_map(|l| l.failure()) {
         return Err(e);
@@ -197,20 +197,20 @@ async fn measure<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>]) -> R
     })
 }
 
-/// Waits for the end of the time, or until every lane has made its requests or failed.
-async fn until_over<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>], open: bool) {
+/// Waits for the end of the time, or until every lane has made its requests, or one has failed.
+async fn until_over<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>]) {
     let mut sleep = std::pin::pin!(r.sleep(s.length));
-    let mut quiet = std::pin::pin!(async {
-        for l in lanes {
-            // An open loop is quiet whenever nothing is due.
-            l.quiet(true).await;
-        }
-    });
+    let mut each: Vec<_> = lanes.iter().map(|l| Some(Box::pin(l.exhausted()))).collect();
     std::future::poll_fn(|cx| {
-        if sleep.as_mut().poll(cx).is_ready() || (!open && quiet.as_mut().poll(cx).is_ready()) {
-            return std::task::Poll::Ready(());
+        for (lane, end) in lanes.iter().zip(&mut each) {
+            if end.as_mut().is_some_and(|e| e.as_mut().poll(cx).is_ready()) {
+                *end = None;
+                if lane.failure().is_some() {
+                    return std::task::Poll::Ready(());
+                }
+            }
         }
-        std::task::Poll::Pending
+        if each.iter().all(Option::is_none) { std::task::Poll::Ready(()) } else { sleep.as_mut().poll(cx) }
     })
     .await;
 }

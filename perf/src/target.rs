@@ -101,7 +101,7 @@ fn connect_and_load(a: &RunArgs, runtime: &Runtime) -> Result<Outcome, String> {
         for at in subsystems(&cores[0], id, &o)? {
             let c = connect(&cores[controllers.0.len() % cores.len()], at, o.clone())?;
             controllers.0.push(c.clone());
-            check_transfer(a, &c)?;
+            check_limits(a, &c)?;
             let of = |e| format!("{}: {e}", c.transport_id());
             let nsids = match id.nsid {
                 Some(n) => vec![n],
@@ -124,8 +124,18 @@ fn connect_and_load(a: &RunArgs, runtime: &Runtime) -> Result<Outcome, String> {
     outcome
 }
 
-fn check_transfer(a: &RunArgs, c: &Controller) -> Result<(), String> {
-    match c.info().map_or(0, |i| i.max_transfer) {
+fn check_limits(a: &RunArgs, c: &Controller) -> Result<(), String> {
+    let Some(info) = c.info() else { return Ok(()) };
+    let per_queue = a.io_depth.div_ceil(a.num_qpairs);
+    if u32::from(info.io_depth) < per_queue {
+        eprintln!(
+            "longshore-perf: {} takes {} requests per queue pair: of {per_queue} the others wait here, and their latency counts; \
+             use more -P or a smaller -q",
+            c.transport_id(),
+            info.io_depth,
+        );
+    }
+    match info.max_transfer {
         n if n != 0 && u64::from(a.io_size) > n => {
             Err(format!("-o {}: {} takes at most {} per request", a.io_size, c.transport_id(), units::size(n)))
         }
