@@ -42,6 +42,14 @@ fn methods_have_their_time() {
 }
 
 #[test]
+fn methods_that_are_not_allowed_do_not_exist() {
+    let allowed = Some(["rpc_get_methods".to_string()].into());
+    let app = App::new(Parts { allowed, ..Parts::default() });
+    assert_eq!(call(&app, "rpc_get_methods", Value::Null), Ok(json!(["rpc_get_methods"])));
+    assert_eq!(call(&app, "spdk_get_version", Value::Null).unwrap_err(), (-32601, "Method not found".into()));
+}
+
+#[test]
 fn parameters_are_refused_as_each_module_does() {
     let app = App::new(Parts::default());
     let fails = |method: &str, params: Value| call(&app, method, params).unwrap_err();
