@@ -250,7 +250,9 @@ impl ChannelInner {
         let open = closed == 0 && !self.module().hooks_completion();
         for op in Op::ALL {
             let simple = matches!(op, Op::Read | Op::Write | Op::Unmap | Op::WriteZeroes | Op::Compare);
-            let limit = if open && simple && self.native.has(op) { self.limit(op) } else { 0 };
+            // What a lower channel would emulate must stop there.
+            let native = self.native.has(op) && self.chain.iter().all(|lower| lower.inner().native.has(op));
+            let limit = if open && simple && native { self.limit(op) } else { 0 };
             self.limits[op as usize].set(limit);
         }
     }

@@ -291,4 +291,48 @@ mod tests {
             assert_eq!(ch.write(0, 1, filled(&r, 4096, 3), IoFlags::NONE).await.0, Status::SUCCESS);
         });
     }
+
+    #[test]
+    fn what_the_device_at_the_bottom_lacks_is_built_also_beneath_layers() {
+        run(|r| async move {
+            let reg = Registry::new();
+            let plain = crate::testing::Plain(Malloc::new(Geometry::plain(512, 64)).unwrap());
+            reg.register("m", None, Arc::new(plain)).unwrap();
+            stack(&reg, "m", 2);
+            let (_desc, ch) = open(&reg, "p1");
+            assert!(ch.write(0, 4, filled(&r, 2048, 7), IoFlags::NONE).await.0.is_ok());
+            assert_eq!(ch.compare(0, 4, filled(&r, 2048, 7)).await.0, Status::SUCCESS);
+            assert_eq!(ch.compare(0, 4, filled(&r, 2048, 8)).await.0, Status::COMPARE_FAILURE);
+            assert_eq!(ch.write_zeroes(1, 1, IoFlags::NONE).await.0, Status::SUCCESS);
+            assert_eq!(ch.copy(0, 8, 2).await.0, Status::SUCCESS);
+            let (old, new) = (filled(&r, 512, 7), filled(&r, 512, 9));
+            assert_eq!(ch.compare_and_write(8, 1, old, new, IoFlags::NONE).await.0, Status::SUCCESS);
+            let (_, buf) = ch.read(8, 2, filled(&r, 1024, 1)).await;
+            let buf = buf.unwrap();
+            assert!(buf.as_slice()[..512].iter().all(|&b| b == 9) && buf.as_slice()[512..].iter().all(|&b| b == 0));
+        });
+    }
+
+    #[test]
+    fn a_file_system_without_fallocate_is_met_also_beneath_layers() {
+        run(|r| async move {
+            let path = std::env::temp_dir().join(format!("longshore-{}-{}", std::process::id(), Uuid::new_v4()));
+            std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+            let reg = Registry::new();
+            let file = crate::uring::Options::new("f", path.to_str().unwrap(), crate::uring::Family::Uring);
+            crate::uring::create(&reg, crate::uring::Options { block_size: 4096, ..file }).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            stack(&reg, "f", 2);
+            let (_desc, ch) = open(&reg, "p1");
+            assert!(ch.write(0, 4, filled(&r, 16384, 7), IoFlags::NONE).await.0.is_ok());
+            let refuse = |k| (k == longshore_reactor::OpKind::Fallocate).then_some(-libc::EOPNOTSUPP);
+            r.inject(Some(Box::new(refuse)));
+            assert_eq!(ch.write_zeroes(1, 2, IoFlags::NONE).await.0, Status::SUCCESS);
+            let (_, buf) = ch.read(0, 4, filled(&r, 16384, 1)).await;
+            let buf = buf.unwrap();
+            assert!(buf.as_slice()[4096..12288].iter().all(|&b| b == 0) && buf.as_slice()[12288] == 7);
+            assert_eq!(ch.inflight(), 0);
+            r.inject(None);
+        });
+    }
 }
