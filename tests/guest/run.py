@@ -185,7 +185,11 @@ class Control:
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self):
-        connection, _ = self.listener.accept()
+        while True:  # a machine that had to be started again connects again
+            connection, _ = self.listener.accept()
+            self.serve_one(connection)
+
+    def serve_one(self, connection):
         with connection, connection.makefile("rwb", buffering=0) as line_io:
             for line in line_io:
                 words = line.decode(errors="replace").strip()
@@ -243,7 +247,7 @@ def find_binary(given):
     if given:
         return Path(given).resolve()
     target = Path(os.environ.get("CARGO_TARGET_DIR", REPO / "target"))
-    subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "longshore"], cwd=REPO, check=True)
+    subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "longshore", "--example", "custom_bdev"], cwd=REPO, check=True)
     return target / "release" / "longshore"
 
 
@@ -289,6 +293,8 @@ def main():
     if a.target == "longshore":
         binary = find_binary(a.bin)
         shutil.copy(binary, share / "longshore")
+        for example in (binary.parent / "examples").glob("custom_bdev"):
+            shutil.copy(example, share)
         daemon = Daemon(binary, work, a.cores)
     Control(daemon, port, work / "control.sock")
     try:
