@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 const ENTER_GETEVENTS: u32 = 1 << 0;
 const ENTER_EXT_ARG: u32 = 1 << 3;
@@ -61,12 +62,21 @@ impl Uring {
     }
 
     /// As [`new`](Self::new), with smaller queues where the locked-memory limit allows no more: newer kernels count rings
-    /// against it.
+    /// against it, per user, and give the memory of a ring back only some time after its process has ended. So a refusal is
+    /// first waited out: a daemon that is started again right after it was killed gets what it had.
     pub(crate) fn within_limits(o: &RingOptions) -> io::Result<Self> {
+        const PAUSE: Duration = Duration::from_millis(10);
         let mut o = o.clone();
+        let mut tries = 0;
         loop {
+            let smallest = o.cq_entries <= 128;
             match Self::new(&o) {
-                Err(e) if e.raw_os_error() == Some(libc::ENOMEM) && o.cq_entries > 128 => {
+                Err(e) if e.raw_os_error() == Some(libc::ENOMEM) && tries < if smallest { 300 } else { 5 } => {
+                    tries += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                Err(e) if e.raw_os_error() == Some(libc::ENOMEM) && !smallest => {
+                    tries = 0;
                     o.sq_entries = (o.sq_entries / 4).max(16);
                     o.cq_entries = (o.cq_entries / 4).max(128);
                     tracing::info!(
