@@ -97,8 +97,10 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
     let _ = stopped.recv();
     notify_systemd("STOPPING=1");
     tracing::info!("stopping: draining");
+    // The state directory stays ours until nothing is in flight any more.
+    let drained = drain(server, app, runtime);
     drop(served);
-    drain(server, app, runtime)
+    drained
 }
 
 fn drain(server: Option<Server>, app: Arc<App>, runtime: Runtime) -> Result<(), String> {

@@ -179,8 +179,16 @@ impl Entry {
             drop(registry.remove(&node));
         }
         for nsid in active {
-            let known = self.nodes().get(&nsid).cloned();
+            let mut known = self.nodes().get(&nsid).cloned();
             let ns = self.ctrl.namespace(nsid).await?;
+            if let Some(node) = known.take_if(|n| !is_still(n, &ns)) {
+                tracing::warn!(
+                    bdev = node.name(),
+                    "namespace {nsid} was replaced by another one: its device is removed"
+                );
+                self.nodes().remove(&nsid);
+                drop(registry.remove(&node));
+            }
             match known {
                 Some(node) => registry.resized(&node, ns.data.nsze.get()),
                 None if self.nodes().len() < self.options.max_bdevs => {
@@ -193,6 +201,11 @@ impl Entry {
         }
         Ok(())
     }
+}
+
+/// Whether `node` is the device of what `ns` describes.
+fn is_still(node: &BdevNode, ns: &longshore_nvme::host::Namespace) -> bool {
+    node.device().as_any().downcast_ref::<NvmeBdev>().is_some_and(|d| d.namespace().is_same(ns))
 }
 
 /// The controllers of one daemon.
@@ -363,7 +376,10 @@ impl Controllers {
     /// # Errors
     /// No controller has this name, or it could not be connected again.
     pub async fn reset(&self, name: &str) -> Result<(), AttachError> {
-        self.find(name)?.ctrl.reset().await.map_err(AttachError::Host)
+        let entry = self.find(name)?;
+        entry.ctrl.reset().await.map_err(AttachError::Host)?;
+        // Namespaces may have come, gone or been replaced while nobody could tell.
+        entry.rescan(self.registry.clone()).await.map_err(AttachError::Host)
     }
 }
 
@@ -384,8 +400,13 @@ fn happened(entry: Arc<Entry>, registry: Arc<Registry>, core: &CoreHandle, e: Co
         ControllerEvent::TimedOut { qid } => {
             tracing::warn!("controller {}: a command on queue {qid} took too long; it is reset", entry.name);
             drop(core.spawn(move |_| async move {
-                if let Err(e) = entry.ctrl.reset().await {
-                    tracing::warn!("controller {} could not be reset: {e}", entry.name);
+                let name = entry.name.clone();
+                let done = match entry.ctrl.reset().await {
+                    Ok(()) => entry.rescan(registry).await,
+                    failed => failed,
+                };
+                if let Err(e) = done {
+                    tracing::warn!("controller {name} could not be reset: {e}");
                 }
             }));
         }

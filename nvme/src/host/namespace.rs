@@ -34,6 +34,13 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// True if `other` is the same storage in the same format, whatever its size: one that was removed and one that was made
+    /// in its place under its identifier are not.
+    pub fn is_same(&self, other: &Namespace) -> bool {
+        let id = |n: &Namespace| (n.nsid, n.uuid, n.nguid, n.eui64, n.csi, n.block_size());
+        id(self) == id(other)
+    }
+
     /// The LBA format in use.
     pub fn format(&self) -> LbaFormat {
         let f = self.data.flbas;
@@ -98,7 +105,15 @@ impl Controller {
         let sqe = identify(cns::NAMESPACE_DESCRIPTORS, nsid);
         let reply = self.admin_any(sqe, AdminData::Read(4096)).await?;
         // Controllers before version 1.3 do not have these.
-        let bytes = if reply.status.is(Status::SUCCESS) { reply.data } else { vec![0; 4096] };
+        let bytes = match reply.status {
+            s if s.is(Status::SUCCESS) => reply.data,
+            s if s.is(Status::INVALID_FIELD) || s.is(Status::INVALID_OPCODE) => vec![0; 4096],
+            // Anything else says nothing: an identity must not change because of a passing fault.
+            status => {
+                let what = "Identify (namespace identification descriptors)";
+                return Err(HostError::Refused { what, status, dw0: reply.result as u32 });
+            }
+        };
         let descriptors = Box::new(NamespaceDescriptors::read_from_bytes(&bytes).or_else(short)?);
         let (mut uuid, mut csi) = (None, 0);
         let (mut nguid, mut eui64) = (nonzero(&data.nguid), nonzero(&data.eui64));

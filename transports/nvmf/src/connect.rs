@@ -117,6 +117,10 @@ fn connect(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe) {
     let Some(data) = data else {
         return qp.complete(slot, Status::DATA_SGL_LENGTH_INVALID.with_dnr());
     };
+    // `begin` let several in while the data of the first was on its way: one connects, and only once.
+    if qp.life.get() != Life::New {
+        return qp.complete(slot, Status::COMMAND_SEQUENCE_ERROR.with_dnr());
+    }
     qp.life.set(Life::Connecting);
     decide(qp, slot, sqe, data, 0);
 }

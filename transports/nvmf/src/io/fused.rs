@@ -88,6 +88,8 @@ fn end_half(qp: &Rc<Qpair>, slot: u16, status: Status) {
         Phase::Executing => {
             r.partner = NO_SLOT;
             drop(r);
+            // It may be waiting for a request of the block layer: nobody may run it after its end.
+            qp.starved.borrow_mut().retain(|&s| s != slot);
             qp.complete(slot, status);
         }
         Phase::Free | Phase::Done => {}
@@ -136,6 +138,9 @@ pub(crate) fn execute(qp: &Rc<Qpair>, slot: u16) {
 /// Both halves are ready: `first` is the compare's slot.
 pub(crate) fn run(qp: &Rc<Qpair>, first: u16) {
     let second = qp.slots[usize::from(first)].borrow().partner;
+    if second == NO_SLOT {
+        return qp.complete(first, Status::ABORTED_FAILED_FUSED.with_dnr());
+    }
     let (mut a, mut b) = (qp.slots[usize::from(first)].borrow_mut(), qp.slots[usize::from(second)].borrow_mut());
     let blocks = a.sqe.nblocks();
     let found = qp.access.get().map_or(Err(Status::COMMAND_SEQUENCE_ERROR), |x| x.find(a.sqe.nsid.get()));
@@ -209,6 +214,7 @@ pub(crate) fn closing(qp: &Rc<Qpair>) {
             waits
         };
         if waits {
+            qp.starved.borrow_mut().retain(|&s| s != slot);
             qp.complete(slot, Status::ABORTED_SQ_DELETION);
         }
     }

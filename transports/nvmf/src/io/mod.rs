@@ -12,7 +12,7 @@ use longshore_nvme::wire::opcode::io as opcode;
 use longshore_nvme::wire::{Sqe, Status};
 
 use crate::qpair::Qpair;
-use crate::request::{Begin, Half};
+use crate::request::{Begin, Half, Phase};
 
 /// Bits of a request's tag above the slot: what the request is a part of.
 pub(crate) const PART_DSM: u64 = 1 << 16;
@@ -44,6 +44,9 @@ pub(crate) fn execute(qp: &Rc<Qpair>, slot: u16) {
 pub(crate) fn resume(qp: &Rc<Qpair>, slot: u16) {
     let (half, op) = {
         let r = qp.slots[usize::from(slot)].borrow();
+        if r.phase != Phase::Executing {
+            return; // it has ended meanwhile
+        }
         (r.half, r.sqe.opcode)
     };
     match (half, op) {
