@@ -490,23 +490,29 @@ impl CoreState {
         }
         let n = self.pool.poll_done();
         if self.pool.waiting.get() != 0 {
-            self.wake_waiters();
+            return n + self.wake_waiters();
         }
         n
     }
 
+    /// Lets those who wait try again, as many as there are requests; returns how many it told. One who wants none any more
+    /// does not count against those behind it.
     #[cold]
-    fn wake_waiters(&self) {
+    fn wake_waiters(&self) -> usize {
+        let mut woken = 0;
+        let queued = self.waiters.borrow().len();
         let mut free = (self.pool.capacity - self.pool.in_use.get()).saturating_sub(self.pool.child_reserve);
-        while free > 0 {
+        while free > 0 && woken < queued {
             let next = self.waiters.borrow_mut().pop_front();
             let Some(w) = next else { break };
             self.pool.waiting.set(0); // the one woken may take its request now
             let before = self.pool.in_use.get();
             w.io_available();
-            free = free.saturating_sub((self.pool.in_use.get().saturating_sub(before)).max(1));
+            woken += 1;
+            free = free.saturating_sub(self.pool.in_use.get().saturating_sub(before));
         }
         self.pool.waiting.set(self.waiters.borrow().len() as u32);
+        woken
     }
 
     pub(crate) fn channels(&self) -> &RefCell<HashMap<usize, Weak<ChannelInner>>> {

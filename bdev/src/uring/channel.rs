@@ -15,7 +15,7 @@ use longshore_reactor::{Completion, DmaBuf, OpId, Reactor, RingOp, Timer};
 
 use super::Options;
 use super::open::Medium;
-use super::status::{Verdict, judge, loses_data};
+use super::status::{Verdict, judge, judge_durable, loses_data};
 use crate::core::CoreState;
 use crate::device::{IoChannel, Layer};
 use crate::io::{Io, IoFlags, IoId, IoRef, IoVec, Op};
@@ -306,7 +306,8 @@ impl Inner {
             }
             return self.launch_aside(io);
         }
-        match judge(io.op(), -res) {
+        let durable = io.op() == Op::Write && io.flags().has(IoFlags::FUA);
+        match if durable { judge_durable(io.op(), -res) } else { judge(io.op(), -res) } {
             Verdict::Cancelled => end(self, io, Status::ABORT_REQUESTED),
             Verdict::Retry if aborted => end(self, io, Status::ABORT_REQUESTED),
             Verdict::Retry => {
@@ -316,7 +317,7 @@ impl Inner {
             }
             Verdict::Unsupported => end(self, io, Status::INVALID_OPCODE),
             Verdict::Fail(s) => {
-                if io.op() == Op::Write && io.flags().has(IoFlags::FUA) && loses_data(-res) {
+                if durable && loses_data(-res) {
                     self.poison(-res, "a write with FUA");
                 }
                 end(self, io, s);
@@ -445,7 +446,7 @@ impl Inner {
         self.sync_op.set(None);
         let mut cancelled = false;
         if res < 0 {
-            match judge(Op::Flush, -res) {
+            match judge_durable(Op::Flush, -res) {
                 // The sync did not happen; those who wait for it have not been told anything.
                 Verdict::Retry => {
                     let all = self.syncing.take();

@@ -16,6 +16,7 @@ static HELD: LazyLock<Mutex<HashMap<Key, Weak<FileLock>>>> = LazyLock::new(Mutex
 /// Holds a file for this process.
 pub(super) struct FileLock {
     _fd: OwnedFd,
+    read_only: bool,
 }
 
 /// Locks `path` for this process; shared if only read. A block device must not be in use by the system either.
@@ -30,6 +31,12 @@ pub(super) fn lock(path: &Path, read_only: bool) -> Result<Arc<FileLock>, BdevEr
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     held.retain(|_, l| l.strong_count() > 0);
     if let Some(l) = held.get(&key).and_then(Weak::upgrade) {
+        if l.read_only && !read_only {
+            return Err(BdevError::Busy {
+                name: path.display().to_string(),
+                why: "a read-only bdev of this daemon uses it, and others may read it too: delete that bdev first",
+            });
+        }
         tracing::warn!("'{}' is the medium of more than one bdev: their writes are not ordered", path.display());
         return Ok(l);
     }
@@ -50,7 +57,7 @@ pub(super) fn lock(path: &Path, read_only: bool) -> Result<Arc<FileLock>, BdevEr
         },
         e => os("cannot lock", e),
     })?;
-    let l = Arc::new(FileLock { _fd: fd });
+    let l = Arc::new(FileLock { _fd: fd, read_only });
     held.insert(key, Arc::downgrade(&l));
     Ok(l)
 }

@@ -35,19 +35,19 @@ pub(super) fn judge(op: Op, errno: i32) -> Verdict {
     })
 }
 
+/// Judges `errno` (positive) of a sync or a durable write. The kernel hands out a recorded write-back failure once, with the
+/// errno it happened to have: what else would mean "try again" may be the only report of a loss, and a second try would
+/// succeed. Only what never is such a report is tried again.
+pub(super) fn judge_durable(op: Op, errno: i32) -> Verdict {
+    match judge(op, errno) {
+        Verdict::Retry if !matches!(errno, libc::EAGAIN | libc::EINTR) => Verdict::Fail(Status::WRITE_FAULT),
+        v => v,
+    }
+}
+
 /// True if a failed sync or durable write with this error may have lost data that was acknowledged before.
 pub(super) fn loses_data(errno: i32) -> bool {
-    !matches!(
-        errno,
-        libc::EAGAIN
-            | libc::ENOMEM
-            | libc::ENOBUFS
-            | libc::EBUSY
-            | libc::EINTR
-            | libc::ECANCELED
-            | libc::EINVAL
-            | libc::EFBIG
-    )
+    !matches!(errno, libc::EAGAIN | libc::EINTR | libc::ECANCELED | libc::EINVAL | libc::EFBIG)
 }
 
 #[cfg(test)]
@@ -60,6 +60,9 @@ mod tests {
         assert_eq!(judge(Op::Write, libc::EIO), Verdict::Fail(Status::WRITE_FAULT));
         assert_eq!(judge(Op::Write, libc::ENOSPC), Verdict::Fail(Status::CAPACITY_EXCEEDED));
         assert_eq!(judge(Op::Write, libc::ENOMEM), Verdict::Retry);
+        assert_eq!(judge_durable(Op::Flush, libc::ENOMEM), Verdict::Fail(Status::WRITE_FAULT));
+        assert_eq!(judge_durable(Op::Flush, libc::EAGAIN), Verdict::Retry);
+        assert!(loses_data(libc::ENOMEM));
         assert!(loses_data(libc::EIO) && loses_data(libc::ENOSPC) && !loses_data(libc::ECANCELED));
     }
 }
