@@ -108,6 +108,8 @@ impl Controller {
         let bytes = match reply.status {
             s if s.is(Status::SUCCESS) => reply.data,
             s if s.is(Status::INVALID_FIELD) || s.is(Status::INVALID_OPCODE) => vec![0; 4096],
+            // It is not active: it has no blocks, and no identity either.
+            _ if data.nsze.get() == 0 => vec![0; 4096],
             // Anything else says nothing: an identity must not change because of a passing fault.
             status => {
                 let what = "Identify (namespace identification descriptors)";
