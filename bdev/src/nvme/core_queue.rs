@@ -57,7 +57,8 @@ pub(crate) struct CoreQueue {
     pairs: RefCell<Vec<Pair>>,
     pieces: RefCell<Vec<DmaBuf>>,
     retry: RefCell<Option<Timer>>,
-    deadline: RefCell<Option<Timer>>,
+    /// Watches over commands that were to be aborted, by namespace.
+    deadlines: RefCell<HashMap<u32, Timer>>,
 }
 
 thread_local! {
@@ -89,7 +90,7 @@ impl CoreQueue {
             pairs: RefCell::default(),
             pieces: RefCell::default(),
             retry: RefCell::default(),
-            deadline: RefCell::default(),
+            deadlines: RefCell::default(),
         });
         OPEN.with(|m| m.borrow_mut().insert(entry.number, Rc::downgrade(&q)));
         q.connect();
@@ -410,16 +411,22 @@ impl CoreQueue {
         for &cid in &cids {
             self.entry.ctrl.abort(q.qid(), cid);
         }
-        let ids: Vec<IoId> = self.flights.borrow().iter().flatten().filter(|io| of(io)).map(IoRef::id).collect();
+        if self.deadlines.borrow().contains_key(&nsid) {
+            return; // those of an earlier call are watched already; the next call after it watches the rest
+        }
+        let mut ids: Vec<IoId> = self.flights.borrow().iter().flatten().filter(|io| of(io)).map(IoRef::id).collect();
+        ids.extend(self.pairs.borrow().iter().filter(|p| of(&p.io)).map(|p| p.io.id()));
         let me = self.me.clone();
         let timer = self.reactor.timer(ABORT_LIMIT, move |_| {
             let Some(this) = me.upgrade() else { return };
-            let stuck = this.flights.borrow().iter().flatten().any(|io| ids.contains(&io.id()));
+            this.deadlines.borrow_mut().remove(&nsid);
+            let stuck = this.flights.borrow().iter().flatten().any(|io| ids.contains(&io.id()))
+                || this.pairs.borrow().iter().any(|p| ids.contains(&p.io.id()));
             if stuck && let Some(q) = &*this.queue.borrow() {
                 q.close("commands that were aborted did not end");
             }
         });
-        *self.deadline.borrow_mut() = Some(timer);
+        self.deadlines.borrow_mut().insert(nsid, timer);
     }
 
     #[cold]

@@ -71,7 +71,9 @@ impl NvmeBdev {
         }
         let mut geometry = Geometry::plain(bs, data.nsze.get());
         geometry.max_io_blocks = limit as u32;
-        geometry.max_write_zeroes_blocks = NLB_MAX as u32;
+        // Limits of these stand in pages that not every controller has; what a transfer may be is never above them in practice.
+        geometry.max_write_zeroes_blocks = limit as u32;
+        geometry.max_unmap_blocks = NLB_MAX as u32;
         geometry.max_copy_blocks = data.mssrl.get().into();
         geometry.optimal_io_boundary = data.noiob.get().into();
         geometry.volatile_cache = info.identify.vwc & vwc::PRESENT != 0;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use longshore_bdev::Channel;
-use longshore_nvme::wire::Status;
+use longshore_nvme::wire::{AnaState, Status};
 use longshore_reactor::{DmaBuf, oneshot};
 
 use crate::address::Address;
@@ -103,7 +103,8 @@ impl Access {
             for n in visible {
                 let state = match (sub.options.ana_reporting, listener) {
                     (true, Some(l)) => l.ana_state(n.anagrpid),
-                    _ => Default::default(),
+                    (true, None) => AnaState::Inaccessible, // the listener was removed; the connection is about to end
+                    (false, _) => Default::default(),
                 };
                 let (live, missing) = match group.live_namespace(&n.ns) {
                     Ok(l) => (Some(l), Status::SUCCESS),

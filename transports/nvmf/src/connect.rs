@@ -17,7 +17,7 @@ use crate::directory::Owner;
 use crate::poll_group::PollGroup;
 use crate::qpair::{Life, Qpair};
 use crate::request::Begin;
-use crate::transport::Disconnect;
+use crate::transport::{Disconnect, QpairTransport};
 use crate::{io, property};
 
 /// Checks a fabrics command by its type and length.
@@ -308,14 +308,20 @@ fn io_answered(qp: &Rc<Qpair>, slot: u16, r: Result<Identity, (Status, u32)>) {
     let r = match r {
         Ok(who) => {
             let cntlid = who.cntlid;
-            if let Some(t) = qp.transport() {
+            // While the owner was asked, host or listener may have been removed: nobody has told this queue.
+            let still_admitted = |t: &dyn QpairTransport| {
+                let view = qp.group.view();
+                let sub = view.subsystem(&who.nqn).filter(|s| s.id == who.subsystem);
+                sub.is_some_and(|s| s.allows(&who.hostnqn) && s.listener(t.listener()).is_some())
+            };
+            if let Some(t) = qp.transport().filter(|t| still_admitted(&**t)) {
                 let access = qp.group.access(&who, t.listener());
                 let _ = qp.access.set(access);
                 let c = &qp.group.counters.io;
                 c.set(c.get() + 1);
                 Ok(cntlid)
             } else {
-                // The connection ended meanwhile: the owner must forget the queue again.
+                // The connection or its admission ended meanwhile: the owner must forget the queue again.
                 let (id, qid, serial) = (who.controller, qp.qid.get(), qp.serial);
                 qp.group.target().send(who.core, move |g| {
                     if let Some(c) = g.find_controller(id) {

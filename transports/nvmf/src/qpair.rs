@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use longshore_bdev::{IoRef, IoWaiter, Submitter};
 use longshore_nvme::wire::fabrics::ConnectCmd;
+use longshore_nvme::wire::opcode::io::DATASET_MANAGEMENT;
 use longshore_nvme::wire::{Cqe, Sqe, Status};
 use longshore_reactor::{DmaBuf, Timer};
 
@@ -385,14 +386,29 @@ impl Qpair {
 
     /// Aborts the block layer's request of a command, if it has one.
     pub(crate) fn abort_in_device(&self, slot: u16) -> bool {
-        let (ns, id) = {
-            let r = self.slots[usize::from(slot)].borrow();
+        let (ns, id, parts) = {
+            let mut r = self.slots[usize::from(slot)].borrow_mut();
+            // A command of several parts starts no more of them.
+            let parts = r.kind == Kind::Io && r.sqe.opcode == DATASET_MANAGEMENT && r.phase == Phase::Executing;
+            if parts {
+                r.next_part = u16::MAX;
+                if r.status.is_ok() {
+                    r.status = Status::ABORT_REQUESTED;
+                }
+            }
             match (&r.ns, r.io) {
-                (Some(ns), Some(id)) if r.phase == Phase::Executing => (ns.clone(), id),
+                (Some(ns), Some(id)) if r.phase == Phase::Executing => (ns.clone(), id, parts),
                 _ => return false,
             }
         };
-        let found = ns.channel.abort(id);
+        let mut found = ns.channel.abort(id);
+        if parts {
+            // Those that have ended are recognised and passed over.
+            let ids = self.slots[usize::from(slot)].borrow().part_ios.clone();
+            for other in ids.into_iter().filter(|other| *other != id) {
+                found |= ns.channel.abort(other);
+            }
+        }
         self.group.put_namespace(ns);
         found
     }

@@ -90,6 +90,8 @@ pub(crate) struct Request {
     pub(crate) ns: Option<Rc<LiveNamespace>>,
     /// The block layer's request, to abort it.
     pub(crate) io: Option<IoId>,
+    /// Those of all parts started (dataset management).
+    pub(crate) part_ios: Vec<IoId>,
 }
 
 impl Request {
@@ -113,6 +115,7 @@ impl Request {
             buf: None,
             ns: None,
             io: None,
+            part_ios: Vec::new(),
         }
     }
 

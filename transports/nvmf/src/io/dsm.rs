@@ -50,6 +50,7 @@ fn prepare(qp: &Qpair, slot: u16) -> Result<bool, Status> {
         return Ok(false);
     }
     (r.parts, r.next_part) = (0, 0);
+    r.part_ios.clear();
     r.ns = Some(live);
     Ok(true)
 }
@@ -91,6 +92,7 @@ pub(crate) fn start_parts(qp: &Rc<Qpair>, slot: u16) {
         io.prepare(Op::Unmap, IoFlags::NONE, x.slba.get(), x.nlb.get());
         io.begin(qp.clone(), u64::from(slot) | PART_DSM);
         r.io = Some(io.id());
+        r.part_ios.push(io.id());
         live.channel.submit(io);
         drop(guard);
     }
