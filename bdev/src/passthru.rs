@@ -260,7 +260,8 @@ mod tests {
             for f in limited {
                 assert!(f.await.0.is_ok());
             }
-            assert!(r.rdtsc() - start >= r.ticks(std::time::Duration::from_millis(10)));
+            // A slice or two may be saved up when the first comes; without the limit all twelve take microseconds.
+            assert!(r.rdtsc() - start >= r.ticks(std::time::Duration::from_millis(5)));
         });
     }
 
