@@ -22,14 +22,14 @@ fn a_rate_limit_holds_until_it_is_removed_and_then_lets_everything_pass() {
         for f in reads {
             assert!(f.await.0.is_ok());
         }
-        assert!(r.rdtsc() - start >= r.ticks(Duration::from_millis(20)), "22 requests at 1,000 a second");
+        assert!(r.rdtsc() - start >= r.ticks(Duration::from_millis(15)), "22 requests at 1,000 a second");
         let reads: Vec<_> = (0..64).map(|_| ch.read(0, 1, filled(&r, 512, 0))).collect();
         node.set_qos(QosUpdate { rw_ios_per_sec: Some(0), ..QosUpdate::default() }).await.unwrap();
         let start = r.rdtsc();
         for f in reads {
             assert!(f.await.0.is_ok());
         }
-        assert!(r.rdtsc() - start < r.ticks(Duration::from_millis(30)), "no limit any more");
+        assert!(r.rdtsc() - start < r.ticks(Duration::from_millis(60)), "no limit any more");
     });
 }
 
