@@ -58,6 +58,8 @@ pub(crate) struct Controller {
     /// I/O queues granted by Set Features; all that the transport allows until then.
     pub(crate) granted: Cell<u16>,
     pub(crate) events: Events,
+    /// Aborts that another core works on.
+    pub(crate) aborts: Cell<u8>,
     /// Namespaces changed since the host read the list.
     pub(crate) changed: RefCell<BTreeSet<u32>>,
     pub(crate) features: crate::admin::features::Features,
@@ -96,6 +98,7 @@ impl Controller {
             queues: RefCell::default(),
             granted: Cell::new(options.max_io_qpairs_per_ctrlr),
             events: Events::default(),
+            aborts: Cell::new(0),
             changed: RefCell::default(),
             features: Default::default(),
             dead: Cell::new(false),

@@ -70,6 +70,89 @@ fn connect_of_a_host_that_is_not_allowed_is_refused() {
     assert!(done.status.is_err());
 }
 
+/// Two Connects whose data both came after the second was sent; `order`: which one's data first. How each ended.
+fn two_connects(w: &World, qid: u16, cntlid: u16, order: [usize; 2]) -> (Host, [Done; 2]) {
+    let mut h = Host::initialised(w.addr, Ic::default());
+    let sqes = [0, 1].map(|_| {
+        let mut sqe = h.connect_sqe(qid, 31, 0);
+        sqe.dptr = SglDescriptor::transport(1024);
+        sqe
+    });
+    for s in &sqes {
+        h.send_cmd(s, &[]);
+    }
+    let asked = [h.pdu(), h.pdu()];
+    let data = Host::connect_data(cntlid, NQN, HOSTNQN);
+    for i in order {
+        assert_eq!((asked[i].kind, asked[i].u16(8)), (R2T, sqes[i].cid.get()));
+        h.answer_r2t(&asked[i], &data);
+    }
+    let mut ends = [None, None];
+    for _ in 0..2 {
+        let c = h.pdu().cqe();
+        let i = sqes.iter().position(|s| s.cid == c.cid).expect("a Connect that was sent");
+        let end = Done { status: c.status(), dw0: c.dw0.get(), sqhd: 0, data: Vec::new(), implied: false };
+        assert!(ends[i].replace(end).is_none(), "a Connect ended twice");
+    }
+    (h, ends.map(Option::unwrap))
+}
+
+#[test]
+fn of_two_connects_on_one_connection_the_first_whose_data_is_there_wins() {
+    let w = World::new();
+    for order in [[0, 1], [1, 0]] {
+        let (mut admin, ends) = two_connects(&w, 0, 0xffff, order);
+        assert!(ends[order[0]].status.is_ok(), "{}", ends[order[0]].status);
+        assert!(ends[order[1]].status.is(Status::COMMAND_SEQUENCE_ERROR), "{}", ends[order[1]].status);
+        let cntlid = ends[order[0]].dw0 as u16;
+        admin.enable();
+        assert_eq!(block_on(w.target.controllers(NQN)).unwrap().len(), 1, "one controller");
+        // On either core: where its controller is, and elsewhere.
+        for qid in 1..=2 {
+            let (mut io, ends) = two_connects(&w, qid, cntlid, order);
+            assert!(ends[order[0]].status.is_ok(), "{}", ends[order[0]].status);
+            assert!(ends[order[1]].status.is(Status::COMMAND_SEQUENCE_ERROR), "{}", ends[order[1]].status);
+            assert!(io.read(0, 4096).status.is_ok());
+            let done = io.connect(qid, 31, cntlid, 0, NQN, HOSTNQN);
+            assert!(done.status.is(Status::COMMAND_SEQUENCE_ERROR), "a Connect on a queue that lives: {}", done.status);
+            assert!(io.read(0, 4096).status.is_ok());
+        }
+        drop(admin);
+        w.wait("the controller is gone", |w| block_on(w.target.controllers(NQN)).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn of_connects_for_one_queue_on_several_connections_exactly_one_wins() {
+    let w = World::new();
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    let idle = w.buffers();
+    for round in 0..20 {
+        let mut hosts = [0, 1, 2, 3].map(|_| Host::initialised(w.addr, Ic::default()));
+        let connects = hosts.each_mut().map(|h| {
+            let sqe = h.connect_sqe(1, 31, 0);
+            (sqe.cid.get(), h.capsule(&sqe, &Host::connect_data(admin.cntlid, NQN, HOSTNQN)))
+        });
+        for (h, (_, c)) in hosts.iter_mut().zip(&connects) {
+            h.send(c);
+        }
+        let mut won = 0;
+        for (h, (cid, _)) in hosts.iter_mut().zip(&connects) {
+            let done = h.finish(*cid, &[]);
+            if done.status.is_ok() {
+                won += 1;
+                assert!(h.read(0, 4096).status.is_ok());
+            } else {
+                let may_retry = (Status::CONNECT_INVALID_PARAMETERS, 42);
+                assert_eq!((done.status, done.dw0), may_retry, "round {round}: QID is named");
+            }
+        }
+        assert_eq!(won, 1, "round {round}");
+        drop(hosts);
+        w.settled(idle); // the queue is gone, and its number free
+    }
+}
+
 #[test]
 fn an_lba_out_of_range_is_refused() {
     let w = World::new();

@@ -11,6 +11,8 @@ use crate::poll_group::PollGroup;
 use crate::qpair::{Life, Qpair};
 use crate::request::{Half, Phase};
 
+/// Aborts that a controller carries out at once, less one: ACL of Identify.
+pub(super) const LIMIT: u8 = 3;
 /// Dword 0 of an Abort that aborted nothing.
 const NOT_ABORTED: u32 = 1;
 /// A command between two layers of a device is found by neither: it is looked for again, so often and so long.
@@ -38,13 +40,19 @@ pub(crate) fn abort(qp: &Rc<Qpair>, slot: u16, c: &Rc<Controller>, sqe: &Sqe) {
     let Some(q) = queue else {
         return answer(qp, slot, false);
     };
+    if c.aborts.get() > LIMIT {
+        return qp.complete(slot, Status::ABORT_COMMAND_LIMIT_EXCEEDED);
+    }
+    c.aborts.set(c.aborts.get() + 1);
     let (home, serial) = (qp.group.core(), qp.serial);
     qp.group.target().send(q.core, move |g| {
         let reply = move |g: &PollGroup, found: bool| {
             g.target().send(home, move |g| {
-                if let Some(q) = g.find_qpair(serial) {
-                    answer(&q, slot, found);
+                let Some(q) = g.find_qpair(serial) else { return };
+                if let Some(c) = q.admin.get() {
+                    c.aborts.set(c.aborts.get() - 1);
                 }
+                answer(&q, slot, found);
             });
         };
         let Some(q) = g.find_qpair(q.serial) else {

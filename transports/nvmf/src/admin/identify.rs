@@ -144,7 +144,7 @@ fn controller(c: &Controller, sub: &SubsystemView) -> IdentifyController {
     if let Some(g) = c.group() {
         p.crdt = g.view().config.crdt.map(Into::into);
     }
-    p.acl = 3;
+    p.acl = super::abort::LIMIT;
     p.frmw = 1 | 1 << 1; // one slot, read only
     p.lpa |= lpa::EFFECTS | lpa::SUPPORTED_LOG_PAGES;
     p.wctemp = 0x157.into();

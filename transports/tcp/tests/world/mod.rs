@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use longshore_bdev::{Geometry, Registry, delay, malloc::Malloc};
+use longshore_bdev::{CoreOptions, CoreState, Geometry, PoolStats, Registry, delay, malloc::Malloc};
 use longshore_nvme::wire::AnaState;
 use longshore_nvmf::{Address, NamespaceOptions, SubsystemOptions, Target, TargetError, TrType, TransportOptions};
 use longshore_reactor::{CoreHandle, Options, Runtime};
@@ -48,6 +48,8 @@ pub struct Setup {
     pub runtime: Options,
     /// Latency of the device.
     pub delay: Option<Duration>,
+    /// Sizes of each core's request pool.
+    pub requests: CoreOptions,
 }
 
 impl Default for Setup {
@@ -57,6 +59,7 @@ impl Default for Setup {
             transport: TransportOptions::new(TrType::Tcp),
             runtime: Options { cores: vec![0, 1], pin: false, ..Options::default() },
             delay: None,
+            requests: CoreOptions::default(),
         }
     }
 }
@@ -71,6 +74,9 @@ pub struct World {
 impl Setup {
     pub fn start(self) -> World {
         let rt = Runtime::start(self.runtime).unwrap();
+        for c in rt.cores() {
+            c.call(move |r| drop(CoreState::init(r, self.requests))).wait().unwrap();
+        }
         let bdevs = Registry::new();
         let malloc = Malloc::new(Geometry::plain(512, BLOCKS)).unwrap();
         bdevs.register("Malloc0", None, malloc).unwrap();
@@ -126,19 +132,40 @@ impl World {
         self.rt.as_ref().unwrap().cores()
     }
 
+    /// The core of the queue pair `qid`, of which there is one.
+    pub fn core_of(&self, qid: u16) -> usize {
+        let all = block_on(self.target.qpairs(NQN)).unwrap();
+        all.iter().find(|q| q.qid == qid).expect("the queue pair is there").core
+    }
+
     /// Buffers in use on all cores.
     pub fn buffers(&self) -> u64 {
         let of = |c: &CoreHandle| c.call(|r| r.dma().stats().classes.iter().map(|s| s.in_use as u64).sum::<u64>());
         self.cores().iter().map(|c| of(c).wait().unwrap()).sum()
     }
 
-    /// Waits until at least `n` buffers are in use.
-    pub fn settled_at_least(&self, n: u64) {
+    /// The request pools of all cores.
+    pub fn pools(&self) -> Vec<PoolStats> {
+        self.cores().iter().map(|c| c.call(|_| CoreState::current().pool_stats()).wait().unwrap()).collect()
+    }
+
+    /// Requests of the block layer in use on all cores.
+    pub fn requests(&self) -> u32 {
+        self.pools().iter().map(|p| p.in_use).sum()
+    }
+
+    /// Waits until `f` holds.
+    pub fn wait(&self, what: &str, f: impl Fn(&World) -> bool) {
         let start = Instant::now();
-        while self.buffers() < n {
-            assert!(start.elapsed() < Duration::from_secs(20), "fewer than {n} buffers are in use");
+        while !f(self) {
+            assert!(start.elapsed() < Duration::from_secs(20), "it did not come about: {what}");
             std::thread::yield_now();
         }
+    }
+
+    /// Waits until at least `n` buffers are in use.
+    pub fn settled_at_least(&self, n: u64) {
+        self.wait("enough buffers are in use", |w| w.buffers() >= n);
     }
 
     /// Stops the reactors, without a shutdown of the target.
