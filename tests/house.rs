@@ -38,6 +38,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/uring/channel.rs", "memory of requests lent to the ring"),
     ("bdev/src/uring/mutant.rs", "faults that tests build in"),
     ("bdev/src/uring/open.rs", "ioctls of block devices"),
+    ("bdev/src/uring/sync.rs", "a reference lent to the ring"),
     ("nvme/src/host/memory.rs", "data copied to memory that a command owns"),
     ("perf/src/ceiling/uring.rs", "the raw ring of the ceiling"),
     ("perf/src/local.rs", "requests in several pieces of memory"),

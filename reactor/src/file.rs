@@ -52,6 +52,9 @@ impl File {
         if let Some(r) = Reactor::try_current()
             && let Some(sim) = r.sim_engine()
         {
+            if o.direct && !sim.world().settings.direct {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
             let fd = sim.world().open(path, o.create, o.direct).ok_or(io::ErrorKind::NotFound)?;
             return Ok(File { handle: Handle::Sim(fd), path: path.into(), block_device: false });
         }

@@ -98,7 +98,14 @@ fn direct_io_must_be_aligned_and_descriptors_open() {
 fn injected_faults_reach_the_caller() {
     let mut sim = Sim::new(3);
     sim.create("disk", 1 << 20);
-    sim.set_faults(Faults { read_eio: 300, write_eio: 300, sync_eio: 300, enospc: 300, short: 300 });
+    sim.set_faults(Faults {
+        read_eio: 300,
+        write_eio: 300,
+        sync_eio: 300,
+        enospc: 300,
+        short: 300,
+        ..Faults::default()
+    });
     let seen = sim.block_on(|r| async move {
         let (file, mut seen) = (open(), [0; 6]);
         let mut note = |r: std::io::Result<usize>| match r {

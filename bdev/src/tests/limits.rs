@@ -1,12 +1,14 @@
 //! Rate limits and the bounds of pools.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use longshore_nvme::wire::Status;
 
 use crate::malloc::Malloc;
 use crate::testing::{filled, open, run};
-use crate::{CoreOptions, CoreState, Geometry, IoFlags, QosLimits, QosUpdate, Registry};
+use crate::{CoreOptions, CoreState, Geometry, IoFlags, IoRef, IoWaiter, QosLimits, QosUpdate, Registry};
 
 #[test]
 fn a_rate_limit_holds_until_it_is_removed_and_then_lets_everything_pass() {
@@ -65,5 +67,63 @@ fn who_finds_the_pool_dry_waits_and_is_served_in_turn() {
         }
         let s = core.pool_stats();
         assert!(s.waits > 0 && s.peak <= 32 && s.in_use == 0, "{s:?}");
+    });
+}
+
+/// Notes when it is told, and takes a request if it wants one.
+struct Waiter {
+    number: u32,
+    wants: bool,
+    turn: Rc<Cell<u32>>,
+    told: Rc<RefCell<Vec<(u32, u32)>>>,
+    held: Rc<RefCell<Vec<IoRef>>>,
+}
+
+impl IoWaiter for Waiter {
+    fn io_available(self: Rc<Self>) {
+        self.told.borrow_mut().push((self.turn.get(), self.number));
+        if self.wants {
+            self.held.borrow_mut().push(CoreState::current().get().expect("one is free for who is told"));
+        }
+    }
+}
+
+#[test]
+fn one_free_request_goes_in_one_turn_to_the_first_who_still_wants_one() {
+    run(|r| async move {
+        let core = CoreState::init(&r, CoreOptions { requests: 16, child_reserve: 0 });
+        let (turn, told, held) = (Rc::new(Cell::new(0)), Rc::default(), Rc::new(RefCell::new(Vec::new())));
+        held.borrow_mut().extend(std::iter::from_fn(|| core.get()));
+        assert_eq!(held.borrow().len(), 16);
+        for number in 0..40 {
+            let (turn, told, held) = (turn.clone(), Rc::clone(&told), held.clone());
+            core.wait(Rc::new(Waiter { number, wants: number >= 30, turn, told, held }));
+        }
+        r.yield_now().await;
+        assert!(told.borrow().is_empty(), "nothing is free");
+        for i in 1..=2 {
+            turn.set(i);
+            held.borrow_mut().pop().expect("held").release();
+            assert!(core.get().is_none(), "those who wait go first");
+            let before = told.borrow().len();
+            while told.borrow().len() == before {
+                r.yield_now().await;
+            }
+            turn.set(0);
+            // The pool is polled once per turn: what was not told at once would be told in a later turn.
+            for _ in 0..4 {
+                r.yield_now().await;
+            }
+        }
+        let want: Vec<_> = (0..=30).map(|n| (1, n)).chain([(2, 31)]).collect();
+        let got = told.borrow().clone();
+        // Nothing may outlive the pool.
+        let all: Vec<_> = held.borrow_mut().drain(..).collect();
+        all.into_iter().for_each(IoRef::release);
+        while told.borrow().len() < 40 {
+            r.yield_now().await;
+        }
+        held.borrow_mut().drain(..).for_each(IoRef::release);
+        assert_eq!(got, want);
     });
 }

@@ -1,7 +1,7 @@
 //! The data path of a file device on one core.
 #![allow(unsafe_code)]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
@@ -13,16 +13,18 @@ use std::time::Duration;
 use longshore_nvme::wire::Status;
 use longshore_reactor::{Completion, DmaBuf, OpId, Reactor, RingOp, Timer};
 
-use super::Options;
+use super::faults::{acknowledge_early, by_flag, durable_flag};
 use super::open::Medium;
 use super::status::{Verdict, judge, judge_durable, loses_data};
+use super::sync::Flusher;
 use crate::core::CoreState;
 use crate::device::{IoChannel, Layer};
 use crate::io::{Io, IoFlags, IoId, IoRef, IoVec, Op};
+use crate::node::BdevNode;
 use crate::queue::IoQueue;
 
 /// Requests that found no resources are tried again after this long.
-const RETRY: Duration = Duration::from_millis(1);
+pub(super) const RETRY: Duration = Duration::from_millis(1);
 /// Most vectors of one operation.
 const MAX_VECTORS: usize = 1024;
 /// In the second word of a request, beside the channel's address: it is to be aborted.
@@ -33,22 +35,18 @@ pub(super) struct UringChannel(Rc<Inner>);
 struct Inner {
     reactor: Reactor,
     medium: Arc<Medium>,
-    /// The core's own description of the file, if it could have one.
+    /// The core's own description of the file, if it could have one: cores that share one share its cache line too.
     own: Option<OwnedFd>,
     block_size: u32,
     /// Bits that must be clear in addresses of memory, and in lengths.
     addr_mask: usize,
     len_mask: usize,
-    name: String,
     /// What few requests need beside themselves, by their number.
     aside: RefCell<HashMap<u32, Aside>>,
     /// Wait for resources.
     retry: IoQueue,
     timer: RefCell<Option<Timer>>,
-    /// Flushes that the sync under way covers, and those that came later.
-    syncing: IoQueue,
-    sync_next: IoQueue,
-    sync_op: Cell<Option<OpId>>,
+    flusher: Rc<Flusher>,
     me: Weak<Inner>,
 }
 
@@ -60,8 +58,9 @@ struct Aside {
 }
 
 impl UringChannel {
-    pub(super) fn new(reactor: &Reactor, medium: Arc<Medium>, o: &Options) -> UringChannel {
+    pub(super) fn new(reactor: &Reactor, medium: Arc<Medium>, node: &Arc<BdevNode>) -> UringChannel {
         let own = medium.reopen();
+        let flusher = Flusher::new(reactor, medium.clone(), node);
         let (addr_mask, len_mask) =
             if medium.direct { (medium.mem_align as usize - 1, medium.unit as usize - 1) } else { (0, 0) };
         UringChannel(Rc::new_cyclic(|me| Inner {
@@ -71,13 +70,10 @@ impl UringChannel {
             len_mask,
             medium,
             own,
-            name: o.name.clone(),
             aside: RefCell::default(),
             retry: IoQueue::default(),
             timer: RefCell::default(),
-            syncing: IoQueue::default(),
-            sync_next: IoQueue::default(),
-            sync_op: Cell::new(None),
+            flusher,
             me: me.clone(),
         }))
     }
@@ -101,13 +97,6 @@ unsafe fn range_done(ctx: *mut (), res: i32, _flags: u32) {
     ch.range_ended(io, res);
 }
 
-/// The end of a sync.
-unsafe fn sync_done(ctx: *mut (), res: i32, _flags: u32) {
-    // SAFETY: `start_sync` leaked one reference for this call.
-    let ch = unsafe { Rc::from_raw(ctx.cast_const().cast::<Inner>()) };
-    ch.sync_ended(res);
-}
-
 impl Inner {
     fn fd(&self) -> RawFd {
         self.own.as_ref().map_or_else(|| self.medium.fd(), AsRawFd::as_raw_fd)
@@ -119,7 +108,7 @@ impl Inner {
                 io.set_copy_source(0); // bytes done
                 self.rw(io);
             }
-            Op::Flush => self.flush(io),
+            Op::Flush => self.flusher.join(io),
             Op::Unmap | Op::WriteZeroes => self.range(io),
             Op::Reset => io.complete_later(Status::SUCCESS), // everything was aborted and has ended
             Op::Compare | Op::CompareAndWrite | Op::Copy => io.complete_later(Status::INVALID_OPCODE),
@@ -132,8 +121,7 @@ impl Inner {
 
     fn rw(&self, io: IoRef) {
         let write = io.op() == Op::Write;
-        let durable = write && io.flags().has(IoFlags::FUA);
-        if durable && self.medium.health.poisoned() {
+        if durable(&io) && self.medium.health.poisoned() {
             return io.complete_later(Status::WRITE_FAULT);
         }
         let want = self.bytes(&io);
@@ -149,7 +137,7 @@ impl Inner {
             return self.bounced(io, want);
         }
         let off = io.lba() * u64::from(self.block_size);
-        let flags = if durable { durable_flag() } else { 0 };
+        let flags = self.flags(&io);
         let (iov, cnt) = (io.iov().as_ptr(), io.iov().len() as u32);
         let op = match (io.iov(), write) {
             ([v], false) => RingOp::Read {
@@ -172,6 +160,11 @@ impl Inner {
             (_, true) => RingOp::WriteV { fd: self.fd(), iov, cnt, off, flags },
         };
         self.launch(io, op, rw_done);
+    }
+
+    /// `RWF_*` of a read or write.
+    fn flags(&self, io: &IoRef) -> i32 {
+        if durable(io) && by_flag(&self.medium) { durable_flag() } else { 0 }
     }
 
     /// Gives the request to the ring.
@@ -215,8 +208,7 @@ impl Inner {
     #[cold]
     fn launch_aside(&self, io: IoRef) {
         let off = io.lba() * u64::from(self.block_size) + io.copy_source();
-        let durable = io.op() == Op::Write && io.flags().has(IoFlags::FUA);
-        let flags = if durable { durable_flag() } else { 0 };
+        let flags = self.flags(&io);
         let op = {
             let map = self.aside.borrow();
             let Some(a) = map.get(&io.io().index) else { return io.complete_later(Status::INTERNAL_ERROR) };
@@ -256,8 +248,10 @@ impl Inner {
                 }
             }
         }
-        // A sync that failed meanwhile may have been the one to report that this write is lost.
-        let durable = io.op() == Op::Write && io.flags().has(IoFlags::FUA);
+        let durable = durable(&io);
+        if durable && !by_flag(&self.medium) {
+            return self.flusher.join(io);
+        }
         let lost = durable && self.medium.health.poisoned();
         io.complete(if lost { Status::WRITE_FAULT } else { Status::SUCCESS });
     }
@@ -278,7 +272,7 @@ impl Inner {
             if total <= done || total > want {
                 let at_end = res == 0;
                 tracing::warn!(
-                    bdev = self.name,
+                    bdev = self.medium.name,
                     lba = io.lba(),
                     "{:?} ended after {} of {want} bytes{}",
                     io.op(),
@@ -306,7 +300,7 @@ impl Inner {
             }
             return self.launch_aside(io);
         }
-        let durable = io.op() == Op::Write && io.flags().has(IoFlags::FUA);
+        let durable = durable(&io) && by_flag(&self.medium);
         match if durable { judge_durable(io.op(), -res) } else { judge(io.op(), -res) } {
             Verdict::Cancelled => end(self, io, Status::ABORT_REQUESTED),
             Verdict::Retry if aborted => end(self, io, Status::ABORT_REQUESTED),
@@ -318,21 +312,10 @@ impl Inner {
             Verdict::Unsupported => end(self, io, Status::INVALID_OPCODE),
             Verdict::Fail(s) => {
                 if durable && loses_data(-res) {
-                    self.poison(-res, "a write with FUA");
+                    self.medium.poison(-res, "a write with FUA");
                 }
                 end(self, io, s);
             }
-        }
-    }
-
-    fn poison(&self, errno: i32, what: &str) {
-        if self.medium.health.poison() {
-            tracing::error!(
-                bdev = self.name,
-                "{what} failed ({}): acknowledged writes may be lost. Flushes and FUA writes fail from now on. Check the \
-                 medium, then delete and create the bdev again",
-                std::io::Error::from_raw_os_error(errno)
-            );
         }
     }
 
@@ -394,7 +377,7 @@ impl Inner {
         io.set_words([0, 0]);
         if res == 0 {
             return match io.op() {
-                Op::WriteZeroes if io.flags().has(IoFlags::FUA) => self.flush(io),
+                Op::WriteZeroes if io.flags().has(IoFlags::FUA) => self.flusher.join(io),
                 _ => io.complete(Status::SUCCESS),
             };
         }
@@ -408,69 +391,17 @@ impl Inner {
                 if !flag.swap(true, Relaxed) {
                     let what =
                         if punch { "punch holes: unmap does nothing" } else { "zero ranges: zeroes are written" };
-                    tracing::info!(bdev = self.name, "the file system cannot {what}");
+                    tracing::info!(bdev = self.medium.name, "the file system cannot {what}");
                 }
                 self.range(io); // the next best way
             }
             Verdict::Fail(s) => io.complete(s),
         }
     }
+}
 
-    fn flush(&self, io: IoRef) {
-        if self.medium.health.poisoned() {
-            return io.complete_later(Status::WRITE_FAULT);
-        }
-        if skip_sync() {
-            return io.complete_later(Status::SUCCESS);
-        }
-        self.sync_next.push(io);
-        if self.sync_op.get().is_none() {
-            self.start_sync();
-        }
-    }
-
-    /// One sync at a time: those who come while it runs share the next one. Its outcome is then theirs beyond doubt.
-    fn start_sync(&self) {
-        let all = self.sync_next.take();
-        while let Some(io) = all.pop() {
-            self.syncing.push(io);
-        }
-        let Some(me) = self.me.upgrade() else { return };
-        let done = Completion { func: sync_done, ctx: Rc::into_raw(me).cast_mut().cast() };
-        // SAFETY: the operation uses no memory; its context is a counted reference to this channel, which holds the file.
-        let id = unsafe { self.reactor.submit(RingOp::Fsync { fd: self.fd(), datasync: true }, done) };
-        self.sync_op.set(Some(id));
-    }
-
-    fn sync_ended(&self, res: i32) {
-        self.sync_op.set(None);
-        let mut cancelled = false;
-        if res < 0 {
-            match judge_durable(Op::Flush, -res) {
-                // The sync did not happen; those who wait for it have not been told anything.
-                Verdict::Retry => {
-                    let all = self.syncing.take();
-                    while let Some(io) = all.pop() {
-                        self.try_later(io);
-                    }
-                }
-                Verdict::Cancelled => cancelled = true,
-                _ => self.poison(-res, "fdatasync"),
-            }
-        }
-        let status = match () {
-            () if cancelled => Status::ABORT_REQUESTED,
-            () if self.medium.health.poisoned() => Status::WRITE_FAULT,
-            () => Status::SUCCESS,
-        };
-        let all = self.syncing.take();
-        if !self.sync_next.is_empty() {
-            self.start_sync();
-        }
-        while let Some(io) = all.pop() {
-            io.complete(status);
-        }
-    }
+fn durable(io: &IoRef) -> bool {
+    io.op() == Op::Write && io.flags().has(IoFlags::FUA)
 }
 
 /// What remains of `iov` after `skip` bytes.
@@ -502,27 +433,28 @@ impl IoChannel for UringChannel {
 
     fn abort(&self, id: IoId) -> bool {
         let s = &*self.0;
-        for q in [&s.retry, &s.sync_next] {
-            if let Some(io) = q.remove(id) {
-                io.complete_later(Status::ABORT_REQUESTED);
-                return true;
-            }
+        if let Some(io) = s.retry.remove(id) {
+            io.complete_later(Status::ABORT_REQUESTED);
+            return true;
+        }
+        if s.flusher.abort(id) {
+            return true;
         }
         let me = std::ptr::from_ref(s) as u64;
         CoreState::current().with_inflight(id, |words| s.cancel_if_mine(words, me)).unwrap_or(false)
     }
 
+    fn notify(&self, _: u64) {
+        self.0.flusher.told();
+    }
+
     fn abort_all(&self) {
         let s = &*self.0;
-        for q in [&s.retry, &s.sync_next] {
-            let all = q.take();
-            while let Some(io) = all.pop() {
-                io.complete_later(Status::ABORT_REQUESTED);
-            }
+        let all = s.retry.take();
+        while let Some(io) = all.pop() {
+            io.complete_later(Status::ABORT_REQUESTED);
         }
-        if let Some(op) = s.sync_op.get() {
-            s.reactor.cancel(op);
-        }
+        s.flusher.abort_all();
         let me = std::ptr::from_ref(s) as u64;
         CoreState::current().each_inflight(|words| {
             s.cancel_if_mine(words, me);
@@ -540,31 +472,3 @@ impl Inner {
         true
     }
 }
-
-#[cfg(not(test))]
-use honest::{acknowledge_early, durable_flag, skip_sync};
-
-#[cfg(not(test))]
-mod honest {
-    use longshore_reactor::{Reactor, RingOp};
-
-    use crate::io::IoRef;
-
-    #[inline(always)]
-    pub(super) fn durable_flag() -> i32 {
-        libc::RWF_DSYNC
-    }
-
-    #[inline(always)]
-    pub(super) fn skip_sync() -> bool {
-        false
-    }
-
-    #[inline(always)]
-    pub(super) fn acknowledge_early(_: &Reactor, _: &IoRef, _: &RingOp) -> bool {
-        false
-    }
-}
-
-#[cfg(test)]
-use super::mutant::{acknowledge_early, durable_flag, skip_sync};

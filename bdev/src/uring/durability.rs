@@ -202,16 +202,18 @@ async fn workload(r: Reactor, m: Rc<RefCell<Model>>) {
     }
 }
 
-/// One life and one power failure.
-fn run_seed(seed: u64) -> Result<(), String> {
-    let settings =
-        Settings { dma: DmaOptions { max_bytes: 4 << 20, huge: false, register: false }, ..Settings::default() };
+/// One life and one power failure, with direct I/O or through the page cache.
+fn run_seed(seed: u64, direct: bool) -> Result<(), String> {
+    let dma = DmaOptions { max_bytes: 4 << 20, huge: false, register: false };
+    let settings = Settings { dma, direct, ..Settings::default() };
     let mut sim = Sim::with(seed, settings);
     let mut random = sim.random();
     sim.create("/disk", (BLOCKS * BLOCK) as u64);
-    let faults = random.below(4) == 0;
-    if faults {
-        sim.set_faults(Faults { read_eio: 5, write_eio: 10, sync_eio: 20, enospc: 5, short: 100 });
+    let faults = !direct || random.below(4) == 0;
+    if !direct && random.below(4) != 0 {
+        sim.set_faults(Faults { write_back: 30, ..Faults::default() });
+    } else if faults {
+        sim.set_faults(Faults { read_eio: 5, write_eio: 10, sync_eio: 20, enospc: 5, short: 100, write_back: 30 });
     } else if random.below(2) == 0 {
         sim.set_faults(Faults { short: 200, ..Faults::default() });
     }
@@ -234,15 +236,24 @@ fn run_seed(seed: u64) -> Result<(), String> {
 #[test]
 fn what_was_flushed_or_written_with_fua_survives_any_power_failure() {
     for seed in 0..5000 {
-        if let Err(e) = run_seed(seed) {
+        if let Err(e) = run_seed(seed, true) {
             panic!("seed {seed}: {e}");
         }
     }
 }
 
-fn caught(m: Mutant) {
+#[test]
+fn a_failed_write_back_of_the_page_cache_never_passes_for_a_flush() {
+    for seed in 0..3000 {
+        if let Err(e) = run_seed(seed, false) {
+            panic!("seed {seed}: {e}");
+        }
+    }
+}
+
+fn caught(m: Mutant, direct: bool) {
     mutant::set(Some(m));
-    let found = (0..500).find_map(|seed| Some((seed, run_seed(seed).err()?)));
+    let found = (0..500).find_map(|seed| Some((seed, run_seed(seed, direct).err()?)));
     mutant::set(None);
     match found {
         Some((seed, how)) => println!("{m:?} is caught by seed {seed}: {how}"),
@@ -252,15 +263,20 @@ fn caught(m: Mutant) {
 
 #[test]
 fn a_flush_that_does_nothing_is_caught() {
-    caught(Mutant::FlushNothing);
+    caught(Mutant::FlushNothing, true);
 }
 
 #[test]
 fn a_fua_that_is_ignored_is_caught() {
-    caught(Mutant::IgnoreFua);
+    caught(Mutant::IgnoreFua, true);
 }
 
 #[test]
 fn a_write_acknowledged_before_it_is_done_is_caught() {
-    caught(Mutant::AckEarly);
+    caught(Mutant::AckEarly, true);
+}
+
+#[test]
+fn a_fua_write_that_takes_the_report_of_a_flush_is_caught() {
+    caught(Mutant::SharedReport, false);
 }

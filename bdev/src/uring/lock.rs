@@ -5,18 +5,34 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 
 use crate::registry::BdevError;
 
-type Key = (u64, u64, u64);
+pub(super) type Key = (u64, u64, u64);
 
 static HELD: LazyLock<Mutex<HashMap<Key, Weak<FileLock>>>> = LazyLock::new(Mutex::default);
 
 /// Holds a file for this process.
 pub(super) struct FileLock {
     _fd: OwnedFd,
+    key: Key,
     read_only: bool,
+}
+
+impl FileLock {
+    /// It holds the file that `stat` is of.
+    pub(super) fn is_of(&self, stat: &Stat) -> bool {
+        self.key == key(stat)
+    }
+}
+
+/// What tells one file or device from another.
+pub(super) fn key(stat: &Stat) -> Key {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => (0, 0, stat.st_rdev),
+        _ => (stat.st_dev, stat.st_ino, 0),
+    }
 }
 
 /// Locks `path` for this process; shared if only read. A block device must not be in use by the system either.
@@ -27,7 +43,7 @@ pub(super) fn lock(path: &Path, read_only: bool) -> Result<Arc<FileLock>, BdevEr
     };
     let stat = rustix::fs::stat(path).map_err(|e| os("cannot open", e))?;
     let device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-    let key = if device { (0, 0, stat.st_rdev) } else { (stat.st_dev, stat.st_ino, 0) };
+    let key = key(&stat);
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     held.retain(|_, l| l.strong_count() > 0);
     if let Some(l) = held.get(&key).and_then(Weak::upgrade) {
@@ -57,7 +73,8 @@ pub(super) fn lock(path: &Path, read_only: bool) -> Result<Arc<FileLock>, BdevEr
         },
         e => os("cannot lock", e),
     })?;
-    let l = Arc::new(FileLock { _fd: fd, read_only });
-    held.insert(key, Arc::downgrade(&l));
+    let stat = rustix::fs::fstat(&fd).map_err(|e| os("cannot open", e))?;
+    let l = Arc::new(FileLock { key: self::key(&stat), _fd: fd, read_only });
+    held.insert(l.key, Arc::downgrade(&l));
     Ok(l)
 }

@@ -1,16 +1,20 @@
 //! Files and block devices through the reactor's ring.
 //!
-//! What was written is durable after a flush (`fdatasync`) or if the write carried FUA (`RWF_DSYNC`). Once a flush has failed,
+//! What was written is durable after a flush (`fdatasync`) or if the write carried FUA (`RWF_DSYNC`; on a file system without direct
+//! I/O a flush that the write waits for). Once a flush has failed,
 //! nobody knows which acknowledged writes are lost: every later flush and FUA write fails too, until the device is opened anew.
 
 mod channel;
 #[cfg(test)]
 mod durability;
+#[cfg(not(test))]
+mod honest;
 mod lock;
 #[cfg(test)]
 mod mutant;
 mod open;
 mod status;
+mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +29,10 @@ use crate::io::Op;
 use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
 use channel::UringChannel;
+#[cfg(not(test))]
+use honest as faults;
+#[cfg(test)]
+use mutant as faults;
 use open::Medium;
 
 /// Largest read or write given to the kernel at once, in bytes: what a bounce buffer can hold.
@@ -173,8 +181,8 @@ impl Bdev for FileDev {
         self.options.readonly
     }
 
-    fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
-        Ok(Box::new(UringChannel::new(reactor, self.medium.clone(), &self.options)))
+    fn open_channel(&self, reactor: &Reactor, node: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        Ok(Box::new(UringChannel::new(reactor, self.medium.clone(), node)))
     }
 
     fn as_any(&self) -> &dyn Any {

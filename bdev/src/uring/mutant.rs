@@ -3,9 +3,11 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::os::fd::RawFd;
 
 use longshore_reactor::{Completion, Reactor, RingOp};
 
+use super::open::Medium;
 use crate::io::{IoRef, Op};
 
 /// One way to break durability.
@@ -17,6 +19,8 @@ pub(super) enum Mutant {
     IgnoreFua,
     /// A write is acknowledged when it was submitted, and done later or never.
     AckEarly,
+    /// Flushes and FUA writes through the page cache share a file description, and with it the one report of a failure.
+    SharedReport,
 }
 
 thread_local! {
@@ -29,6 +33,14 @@ pub(super) fn set(m: Option<Mutant>) {
 
 pub(super) fn durable_flag() -> i32 {
     if MUTANT.get() == Some(Mutant::IgnoreFua) { 0 } else { libc::RWF_DSYNC }
+}
+
+pub(super) fn by_flag(m: &Medium) -> bool {
+    m.direct || MUTANT.get() == Some(Mutant::SharedReport)
+}
+
+pub(super) fn sync_fd(m: &Medium) -> RawFd {
+    if MUTANT.get() == Some(Mutant::SharedReport) { m.fd() } else { m.sync_fd() }
 }
 
 pub(super) fn skip_sync() -> bool {

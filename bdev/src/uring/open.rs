@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use super::Options;
 use super::lock::{self, FileLock};
+use super::sync::Syncs;
 use crate::registry::BdevError;
 
 enum Handle {
@@ -20,9 +21,26 @@ enum Handle {
     Simulated(File),
 }
 
+impl Handle {
+    fn fd(&self) -> RawFd {
+        match self {
+            Handle::Os(fd) => fd.as_raw_fd(),
+            Handle::Simulated(f) => f.fd(),
+        }
+    }
+}
+
+fn same_file(fd: &OwnedFd, as_stat: &rustix::fs::Stat) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|s| lock::key(&s) == lock::key(as_stat))
+}
+
 /// An open file or block device, shared by the cores.
 pub(super) struct Medium {
     handle: Handle,
+    /// For flushes alone: see `sync`. Open before anything is written.
+    sync: Handle,
+    path: PathBuf,
+    pub(super) name: String,
     flags: OFlags,
     pub(super) direct: bool,
     pub(super) block_device: bool,
@@ -34,6 +52,9 @@ pub(super) struct Medium {
     /// Fewer blocks are allocated than the size says.
     pub(super) sparse: bool,
     pub(super) health: Health,
+    pub(super) syncs: Syncs,
+    /// Cores share `handle` because they could open no file of their own: said once.
+    shared: AtomicBool,
     _lock: Option<Arc<FileLock>>,
 }
 
@@ -49,12 +70,13 @@ pub(super) struct Health {
 }
 
 impl Health {
+    /// A flush or a FUA write failed.
     pub(super) fn poisoned(&self) -> bool {
         self.poisoned.load(Relaxed)
     }
 
     /// True for the first who says so.
-    pub(super) fn poison(&self) -> bool {
+    fn poison(&self) -> bool {
         !self.poisoned.swap(true, Relaxed)
     }
 }
@@ -87,6 +109,13 @@ impl Medium {
             Err(e) => return Err(os(e)),
         };
         let stat = rustix::fs::fstat(&fd).map_err(os)?;
+        let sync = rustix::fs::open(path, rw, Mode::empty()).map_err(os)?;
+        if !lock.is_of(&stat) || !same_file(&sync, &stat) {
+            return Err(BdevError::Invalid(format!(
+                "'{}' was replaced by another file while it was opened: try again",
+                path.display()
+            )));
+        }
         let block_device = match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => true,
             FileType::RegularFile => false,
@@ -129,12 +158,17 @@ impl Medium {
             flags: if direct { rw | OFlags::DIRECT } else { rw },
             sparse: !block_device && (stat.st_blocks as u64).saturating_mul(512) < stat.st_size as u64,
             handle: Handle::Os(fd),
+            sync: Handle::Os(sync),
+            path: path.to_owned(),
+            name: o.name.clone(),
             direct,
             block_device,
             block_size,
             mem_align,
             unit,
             health: Health::default(),
+            syncs: Syncs::default(),
+            shared: AtomicBool::new(false),
             _lock: Some(lock),
         };
         if !block_size.is_power_of_two() || block_size < 512 {
@@ -155,33 +189,76 @@ impl Medium {
             errno: e.raw_os_error().unwrap_or(libc::ENOENT),
             what: format!("cannot open '{}'", o.filename),
         };
-        let file = File::open(&o.filename, &FileOptions { direct: true, ..FileOptions::default() }).map_err(os)?;
+        let cached = || File::open(&o.filename, &FileOptions::default()).map_err(os);
+        let (file, direct) = match File::open(&o.filename, &FileOptions { direct: true, ..FileOptions::default() }) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (cached()?, false),
+            file => (file.map_err(os)?, true),
+        };
+        let unit = if direct { 512 } else { 1 };
         Ok(Medium {
             handle: Handle::Simulated(file),
+            sync: Handle::Simulated(cached()?),
+            path: PathBuf::from(&o.filename),
+            name: o.name.clone(),
             flags: OFlags::empty(),
-            direct: true,
+            direct,
             block_device: false,
             block_size: if o.block_size == 0 { 4096 } else { o.block_size },
-            mem_align: 512,
-            unit: 512,
+            mem_align: unit,
+            unit,
             sparse: false,
             health: Health::default(),
+            syncs: Syncs::default(),
+            shared: AtomicBool::new(false),
             _lock: None,
         })
     }
 
+    /// For reads and writes.
     pub(super) fn fd(&self) -> RawFd {
-        match &self.handle {
-            Handle::Os(fd) => fd.as_raw_fd(),
-            Handle::Simulated(f) => f.fd(),
+        self.handle.fd()
+    }
+
+    /// For flushes.
+    pub(super) fn sync_fd(&self) -> RawFd {
+        self.sync.fd()
+    }
+
+    /// A file description of one core's own, for reads and writes: by way of the open one, or by the path if that still leads to
+    /// the same file. Without one the core shares that of the device, which is as safe but slower.
+    pub(super) fn reopen(&self) -> Option<OwnedFd> {
+        let Handle::Os(fd) = &self.handle else { return None };
+        let open = |path: &Path| rustix::fs::open(path, self.flags, Mode::empty());
+        let by_path = || {
+            let stat = rustix::fs::fstat(fd)?;
+            let fd = open(&self.path)?;
+            if same_file(&fd, &stat) { Ok(fd) } else { Err(rustix::io::Errno::STALE) }
+        };
+        match open(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd()))).or_else(|_| by_path()) {
+            Ok(fd) => Some(fd),
+            Err(e) => {
+                if !self.shared.swap(true, Relaxed) {
+                    tracing::warn!(
+                        bdev = self.name,
+                        "cannot open '{}' again ({e}): cores share one",
+                        self.path.display()
+                    );
+                }
+                None
+            }
         }
     }
 
-    /// A file description of one core's own: the kernel reports a failed write-back once per description.
-    pub(super) fn reopen(&self) -> Option<OwnedFd> {
-        let Handle::Os(fd) = &self.handle else { return None };
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        rustix::fs::open(path, self.flags, Mode::empty()).ok()
+    /// What was acknowledged before may be lost: from now on no flush and no FUA write succeeds.
+    pub(super) fn poison(&self, errno: i32, what: &str) {
+        if self.health.poison() {
+            tracing::error!(
+                bdev = self.name,
+                "{what} failed ({}): acknowledged writes may be lost. Flushes and FUA writes fail from now on. Check the \
+                 medium, then delete and create the bdev again",
+                std::io::Error::from_raw_os_error(errno)
+            );
+        }
     }
 
     /// Bytes of now.

@@ -7,7 +7,7 @@ use longshore_reactor::{OpKind, Reactor};
 
 use super::*;
 use crate::IoFlags;
-use crate::testing::{filled, open, run};
+use crate::testing::{filled, open, run, run_on};
 
 /// A file that goes with the value.
 struct Temp(PathBuf);
@@ -200,6 +200,91 @@ fn a_file_locked_by_somebody_else_is_refused() {
     drop(other);
     create(&reg, file.options("f")).unwrap();
     create(&reg, file.options("g")).expect("a second device of the same process may share it");
+}
+
+#[test]
+fn a_file_that_is_only_read_is_not_written_by_a_second_device() {
+    let file = Temp::new(8192);
+    let reg = Registry::new();
+    let read_only = |name| Options { readonly: true, ..file.options(name) };
+    create(&reg, read_only("f")).unwrap();
+    create(&reg, read_only("g")).expect("both only read");
+    let err = create(&reg, file.options("h")).unwrap_err();
+    assert!(matches!(err, BdevError::Busy { .. }) && err.to_string().contains("delete that bdev first"), "{err}");
+    // The lock is shared with other processes, which is what the refusal is for.
+    let other = std::fs::File::open(&file.0).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockShared).expect("others may read");
+}
+
+/// Writes and flushes until one fails; returns how many flushes succeeded.
+async fn flush_until_failure(r: Reactor, reg: Arc<Registry>, lba: u64) -> u32 {
+    let (_desc, ch) = open(&reg, "f");
+    let mut n = 0;
+    loop {
+        assert!(ch.write(lba, 1, filled(&r, 4096, n as u8), IoFlags::NONE).await.0.is_ok());
+        let two = (ch.flush(), ch.flush());
+        match (two.0.await.0, two.1.await.0) {
+            (Status::SUCCESS, Status::SUCCESS) => n += 1,
+            failed => {
+                assert_eq!(failed.1, Status::WRITE_FAULT);
+                return n;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sync_that_fails_on_one_core_fails_the_flushes_of_all() {
+    run_on(3, |r| async move {
+        let file = Temp::new(64 << 10);
+        let reg = Registry::new();
+        create(&reg, file.options("f")).unwrap();
+        let spawn = |i: usize| {
+            let reg = reg.clone();
+            r.peers()[i].spawn(move |r| flush_until_failure(r, reg, i as u64))
+        };
+        let others = [spawn(1), spawn(2)];
+        let (_desc, ch) = open(&reg, "f");
+        for _ in 0..50 {
+            assert_eq!(ch.flush().await.0, Status::SUCCESS);
+        }
+        fail(&r, OpKind::Fsync, -libc::EIO, 1);
+        // Another core may do the sync for this one: then the fault has not been met yet.
+        while ch.flush().await.0.is_ok() {}
+        assert_eq!(ch.write(0, 1, filled(&r, 4096, 1), IoFlags::FUA).await.0, Status::WRITE_FAULT);
+        for o in others {
+            o.await.unwrap();
+        }
+        r.inject(None);
+    });
+}
+
+#[test]
+fn a_sync_that_its_core_gives_up_is_done_for_the_others() {
+    run_on(2, |r| async move {
+        let file = Temp::new(64 << 10);
+        let reg = Registry::new();
+        create(&reg, file.options("f")).unwrap();
+        let (_desc, ch) = open(&reg, "f");
+        for again in [-libc::EAGAIN, -libc::ECANCELED] {
+            // This core's syncs come to nothing.
+            fail(&r, OpKind::Fsync, again, u32::MAX);
+            let own = ch.flush();
+            let other = {
+                let reg = reg.clone();
+                r.peers()[1].spawn(move |_| async move {
+                    let (_desc, ch) = open(&reg, "f");
+                    ch.flush().await.0
+                })
+            };
+            r.sleep(Duration::from_millis(5)).await;
+            ch.abort_all();
+            assert_eq!(own.await.0, Status::ABORT_REQUESTED);
+            r.inject(None);
+            assert_eq!(other.await.unwrap(), Status::SUCCESS);
+        }
+        assert_eq!(ch.flush().await.0, Status::SUCCESS);
+    });
 }
 
 #[test]

@@ -17,6 +17,16 @@ use std::rc::Rc;
 /// Simulated descriptors start here, far from real ones.
 pub(crate) const FIRST_FD: RawFd = 1 << 28;
 
+/// An open descriptor.
+#[derive(Clone, Copy)]
+struct Open {
+    file: usize,
+    /// It is `O_DIRECT`.
+    direct: bool,
+    /// Failures of write-back that it was told.
+    known: u64,
+}
+
 /// What outlives a crash: files, clock, chance.
 pub(crate) struct World {
     pub(crate) random: Random,
@@ -25,8 +35,7 @@ pub(crate) struct World {
     now: u64,
     files: Vec<Disk>,
     names: HashMap<PathBuf, usize>,
-    /// Open descriptors: file and whether it is O_DIRECT.
-    open: BTreeMap<RawFd, (usize, bool)>,
+    open: BTreeMap<RawFd, Open>,
     next_fd: RawFd,
     /// Operations submitted and completed so far.
     pub(crate) steps: u64,
@@ -76,7 +85,7 @@ impl World {
         };
         let fd = self.next_fd;
         self.next_fd += 1;
-        self.open.insert(fd, (file, direct));
+        self.open.insert(fd, Open { file, direct, known: self.files[file].told_at_open() });
         Some(fd)
     }
 
@@ -85,8 +94,17 @@ impl World {
     }
 
     pub(crate) fn disk(&mut self, fd: RawFd) -> Option<&mut Disk> {
-        let &(file, _) = self.open.get(&fd)?;
+        let file = self.open.get(&fd)?.file;
         self.files.get_mut(file)
+    }
+
+    /// True if a failure of write-back is told through `fd` now.
+    fn tell(&mut self, fd: RawFd) -> bool {
+        self.open.get_mut(&fd).is_some_and(|o| self.files[o.file].tell(&mut o.known))
+    }
+
+    fn cached(&self, fd: RawFd) -> bool {
+        self.open.get(&fd).is_some_and(|o| !o.direct)
     }
 
     pub(crate) fn named(&mut self, path: &Path) -> Option<&mut Disk> {
@@ -243,6 +261,11 @@ impl SimEngine {
             if p.result.is_none() {
                 p.result = fault(&mut world, op.kind());
             }
+            // The sync at the end of a durable write may be over long before its completion is seen.
+            let durable = durable_fd(&op).filter(|&fd| world.cached(fd));
+            if p.result.is_none() && world.random.chance(500) && durable.is_some_and(|fd| world.tell(fd)) {
+                p.result = Some(-libc::EIO);
+            }
             match op {
                 RingOp::Write { .. } | RingOp::WriteV { .. } => p.data = Some(gather(&op)),
                 RingOp::Fsync { fd, .. } => p.watermark = world.disk(fd).map_or(0, |d| d.watermark()),
@@ -303,7 +326,7 @@ impl SimEngine {
         for (_, p) in &mut lost {
             let Some((fd, off, len)) = range(&p.op) else { continue };
             let write = matches!(p.op.kind(), OpKind::Write | OpKind::Fallocate);
-            if let (true, None, Some(&(file, _))) = (write, p.result, world.open.get(&fd)) {
+            if let (true, None, Some(&Open { file, .. })) = (write, p.result, world.open.get(&fd)) {
                 in_flight.entry(file).or_default().push((off as usize, len as usize, p.data.take()));
             }
         }
@@ -333,6 +356,16 @@ fn fd_of(op: &RingOp) -> Option<RawFd> {
     }
 }
 
+/// The descriptor of a write that is durable when it completes.
+fn durable_fd(op: &RingOp) -> Option<RawFd> {
+    match *op {
+        RingOp::Write { fd, flags, .. } | RingOp::WriteV { fd, flags, .. } => {
+            (flags & (libc::RWF_DSYNC | libc::RWF_SYNC) != 0).then_some(fd)
+        }
+        _ => None,
+    }
+}
+
 /// (descriptor, offset, length) of what an operation reads or writes.
 fn range(op: &RingOp) -> Option<(RawFd, u64, u64)> {
     match *op {
@@ -349,7 +382,7 @@ fn range(op: &RingOp) -> Option<(RawFd, u64, u64)> {
 
 /// O_DIRECT asks for whole sectors in memory, offset and length.
 fn misaligned(world: &World, op: &RingOp, (fd, off, _): (RawFd, u64, u64)) -> bool {
-    if !world.open.get(&fd).is_some_and(|o| o.1) || op.kind() == OpKind::Fallocate {
+    if world.cached(fd) || !world.open.contains_key(&fd) || op.kind() == OpKind::Fallocate {
         return false;
     }
     let mut bad = !(off as usize).is_multiple_of(SECTOR);
@@ -429,7 +462,7 @@ fn carry_out(world: &mut World, p: &Pending) -> i32 {
             if let Some(d) = world.disk(fd) {
                 d.synced(p.watermark);
             }
-            0
+            if world.tell(fd) { -libc::EIO } else { 0 }
         }
         (RingOp::Fallocate { fd, mode, off, len }, _) => {
             let zero = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
@@ -443,14 +476,25 @@ fn carry_out(world: &mut World, p: &Pending) -> i32 {
             }
             0
         }
-        (op @ (RingOp::Write { flags, .. } | RingOp::WriteV { flags, .. }), _) => {
+        (op @ (RingOp::Write { .. } | RingOp::WriteV { .. }), _) => {
             let Some((fd, off, len)) = range(&op) else { return -libc::EINVAL };
             // A device may fetch the data at any time until it completes.
             let mut data = if late { gather(&op) } else { p.data.clone().unwrap_or_default() };
             let n = part(&mut world.random, len as usize);
             data.truncate(n);
             let Some(d) = world.disk(fd) else { return -libc::EBADF };
-            d.write(off as usize, n, Some(data), flags & (libc::RWF_DSYNC | libc::RWF_SYNC) != 0);
+            let durable = durable_fd(&op).is_some();
+            d.write(off as usize, n, Some(data), durable);
+            if world.cached(fd) {
+                if world.random.chance(world.faults.write_back)
+                    && let Some(file) = world.open.get(&fd).map(|o| o.file)
+                {
+                    world.files[file].write_back_failed(&mut world.random);
+                }
+                if durable && world.tell(fd) {
+                    return -libc::EIO;
+                }
+            }
             n as i32
         }
         (op @ (RingOp::Read { .. } | RingOp::ReadV { .. }), _) => {

@@ -1,7 +1,8 @@
 //! What a simulated file remembers, and what it forgets in a crash.
 //!
 //! A write becomes visible when it completes and durable when an `fdatasync` that was submitted after that completes, or at once
-//! if it carried `RWF_DSYNC`. What is not durable at a crash survives or not sector by sector, in any combination.
+//! if it carried `RWF_DSYNC`. When write-back from the page cache fails, the write is lost, which every open descriptor is told
+//! once, by a sync or a write with `RWF_DSYNC`; one that is opened after somebody was told is not. What is not durable at a crash survives or not sector by sector, in any combination.
 
 use super::random::Random;
 
@@ -31,6 +32,10 @@ pub(crate) struct Disk {
     saved: Vec<u64>,
     cached: Vec<Extent>,
     version: u64,
+    /// Failures of write-back so far.
+    lost: u64,
+    /// Somebody was told of the last one.
+    told: bool,
 }
 
 impl Disk {
@@ -41,6 +46,8 @@ impl Disk {
             saved: vec![0; len.div_ceil(SECTOR)],
             cached: Vec::new(),
             version: 0,
+            lost: 0,
+            told: true,
         }
     }
 
@@ -95,6 +102,29 @@ impl Disk {
     /// It failed: what it covered may never become durable.
     pub(crate) fn sync_failed(&mut self, watermark: u64) {
         self.cached.iter_mut().filter(|e| e.version <= watermark).for_each(|e| e.abandoned = true);
+    }
+
+    /// Write-back of one cached write fails: it never becomes durable by a sync.
+    pub(crate) fn write_back_failed(&mut self, random: &mut Random) {
+        let n = self.cached.len() as u64;
+        if n != 0 {
+            self.cached[random.below(n) as usize].abandoned = true;
+            self.lost += 1;
+            self.told = false;
+        }
+    }
+
+    /// What a descriptor that is opened now counts as told.
+    pub(crate) fn told_at_open(&self) -> u64 {
+        if self.told { self.lost } else { self.lost - 1 }
+    }
+
+    /// True if a descriptor that was told `known` failures is told of more now.
+    pub(crate) fn tell(&mut self, known: &mut u64) -> bool {
+        let news = *known != self.lost;
+        self.told |= news;
+        *known = self.lost;
+        news
     }
 
     /// Power fails. `in_flight` are writes that have not completed.
@@ -248,6 +278,18 @@ mod tests {
         };
         assert_eq!(byte(&make(), 0), 1, "still readable");
         assert_eq!(outcomes(make, 0), [0, 1]);
+    }
+
+    #[test]
+    fn a_failed_write_back_is_told_to_each_descriptor_once_and_not_to_those_opened_later() {
+        let mut d = Disk::new(4096);
+        put(&mut d, 0, 1, false);
+        let (mut a, mut b) = (d.told_at_open(), d.told_at_open());
+        d.write_back_failed(&mut Random::new(0));
+        let mut late = d.told_at_open();
+        assert!(d.tell(&mut a) && !d.tell(&mut a));
+        let mut later = d.told_at_open();
+        assert!(d.tell(&mut b) && d.tell(&mut late) && !d.tell(&mut later));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Faults {
     pub enospc: u32,
     /// Reads and writes of more than a sector that do less than asked.
     pub short: u32,
+    /// Writes to the page cache after which the write-back of one that is cached fails.
+    pub write_back: u32,
 }
 
 /// Sizes of the simulation.
@@ -57,6 +59,8 @@ pub struct Settings {
     pub ring: RingOptions,
     /// DMA memory.
     pub dma: DmaOptions,
+    /// Files can be opened for direct I/O; otherwise that fails with `EINVAL`.
+    pub direct: bool,
 }
 
 impl Default for Settings {
@@ -65,6 +69,7 @@ impl Default for Settings {
             latency: (Duration::from_micros(5), Duration::from_micros(200)),
             ring: RingOptions::default(),
             dma: DmaOptions { max_bytes: 64 << 20, huge: false, register: false },
+            direct: true,
         }
     }
 }
