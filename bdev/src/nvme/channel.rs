@@ -1,6 +1,8 @@
 //! One namespace on one core.
 
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::core_queue::CoreQueue;
 use crate::device::IoChannel;
@@ -13,16 +15,26 @@ pub(super) struct NvmeChannel {
     block_size: u32,
     /// Without a volatile cache a flush has nothing to do.
     flushes: bool,
+    gone: Arc<AtomicBool>,
 }
 
 impl NvmeChannel {
-    pub(super) fn new(queue: Rc<CoreQueue>, nsid: u32, block_size: u32, flushes: bool) -> NvmeChannel {
-        NvmeChannel { queue, nsid, block_size, flushes }
+    pub(super) fn new(
+        queue: Rc<CoreQueue>,
+        nsid: u32,
+        block_size: u32,
+        flushes: bool,
+        gone: Arc<AtomicBool>,
+    ) -> NvmeChannel {
+        NvmeChannel { queue, nsid, block_size, flushes, gone }
     }
 }
 
 impl IoChannel for NvmeChannel {
     fn submit(&self, mut io: IoRef) {
+        if self.gone.load(Ordering::Acquire) {
+            return io.complete_later(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
+        }
         if io.op() == Op::Flush && !self.flushes {
             return io.complete_later(Status::SUCCESS);
         }

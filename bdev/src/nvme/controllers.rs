@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use longshore_nvme::host::{Controller, ControllerEvent, ControllerState, HostError, Namespace, TransportId};
@@ -12,6 +12,7 @@ use longshore_nvme::wire::log::lid;
 use longshore_reactor::CoreHandle;
 use uuid::Uuid;
 
+use super::core_queue;
 use super::device::NvmeBdev;
 use super::options::{AttachOptions, NvmeOptions};
 use crate::base::derived_uuid;
@@ -115,13 +116,22 @@ pub(crate) struct Entry {
     pub(crate) number: u64,
     pub(crate) name: String,
     pub(crate) ctrl: Arc<Controller>,
+    registry: Weak<Registry>,
     options: AttachOptions,
     nodes: Mutex<BTreeMap<u32, Arc<BdevNode>>>,
+    /// The connection (`Controller::generation`) whose namespaces were looked at: behind an identifier may be other storage
+    /// than before.
+    seen: AtomicU32,
 }
 
 impl Entry {
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<BdevNode>>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if the controller is connected and its namespaces are those that devices were made of.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.seen.load(Ordering::Acquire) == self.ctrl.generation() && self.ctrl.state() == ControllerState::Ready
     }
 
     fn info(&self) -> ControllerInfo {
@@ -165,8 +175,24 @@ impl Entry {
         Ok(Some(name))
     }
 
+    /// Removes the device of a namespace that is not there any more. When this returns, nothing that was meant for it is sent
+    /// any more.
+    async fn retire(&self, registry: &Registry, node: Arc<BdevNode>) {
+        let Some(dev) = node.device().as_any().downcast_ref::<NvmeBdev>() else { return };
+        dev.retire();
+        let cores = node.cores();
+        drop(registry.remove(&node));
+        let (number, nsid) = (self.number, dev.nsid());
+        let told: Vec<_> = cores.iter().map(|c| c.call(move |_| core_queue::fail_held(number, nsid))).collect();
+        for t in told {
+            let _ = t.await;
+        }
+    }
+
     /// Takes over what changed: namespaces that came, went or have another size.
-    async fn rescan(self: Arc<Self>, registry: Arc<Registry>) -> Result<(), HostError> {
+    async fn rescan(self: &Arc<Self>) -> Result<(), HostError> {
+        let Some(registry) = self.registry.upgrade() else { return Ok(()) };
+        let generation = self.ctrl.generation();
         // Reading the list lets the controller report the next change.
         let _ = self.ctrl.log_page(lid::CHANGED_NAMESPACES, u32::MAX, 0, 4096, false).await;
         let active = self.ctrl.active_namespaces().await?;
@@ -176,7 +202,7 @@ impl Entry {
             ids.iter().filter_map(|n| nodes.remove(n)).collect()
         };
         for node in gone {
-            drop(registry.remove(&node));
+            self.retire(&registry, node).await;
         }
         for nsid in active {
             let mut known = self.nodes().get(&nsid).cloned();
@@ -187,7 +213,7 @@ impl Entry {
                     "namespace {nsid} was replaced by another one: its device is removed"
                 );
                 self.nodes().remove(&nsid);
-                drop(registry.remove(&node));
+                self.retire(&registry, node).await;
             }
             match known {
                 Some(node) => registry.resized(&node, ns.data.nsze.get()),
@@ -199,7 +225,15 @@ impl Entry {
                 None => {}
             }
         }
+        self.seen.store(generation, Ordering::Release);
         Ok(())
+    }
+
+    /// Connects the controller again. Namespaces may have come, gone or been replaced while nobody could tell: no I/O is sent
+    /// before they were looked at.
+    pub(crate) async fn reset(self: &Arc<Self>) -> Result<(), HostError> {
+        self.ctrl.reset().await?;
+        self.rescan().await
     }
 }
 
@@ -280,15 +314,19 @@ impl Controllers {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let core = self.cores[number as usize % self.cores.len()].clone();
         let me: Arc<Mutex<Weak<Entry>>> = Arc::default();
-        let (target, registry, on) = (me.clone(), Arc::downgrade(&self.registry), core.clone());
+        let (target, on) = (me.clone(), core.clone());
         let mut host = self.options().host(&o);
         host.events = Some(Arc::new(move |e| {
             let entry = target.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-            let (Some(entry), Some(registry)) = (entry, registry.upgrade()) else { return };
-            happened(entry, registry, &on, e);
+            if let Some(entry) = entry {
+                happened(entry, &on, e);
+            }
         }));
         let ctrl = Controller::connect(&core, id, host).await.map_err(AttachError::Host)?;
-        let entry = Arc::new(Entry { number, name: name.to_owned(), ctrl, options: o, nodes: Mutex::default() });
+        let seen = AtomicU32::new(ctrl.generation());
+        let registry = Arc::downgrade(&self.registry);
+        let nodes = Mutex::default();
+        let entry = Arc::new(Entry { number, name: name.to_owned(), ctrl, registry, options: o, nodes, seen });
         *me.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&entry);
         match self.populate(&entry).await {
             Ok(names) => {
@@ -376,20 +414,17 @@ impl Controllers {
     /// # Errors
     /// No controller has this name, or it could not be connected again.
     pub async fn reset(&self, name: &str) -> Result<(), AttachError> {
-        let entry = self.find(name)?;
-        entry.ctrl.reset().await.map_err(AttachError::Host)?;
-        // Namespaces may have come, gone or been replaced while nobody could tell.
-        entry.rescan(self.registry.clone()).await.map_err(AttachError::Host)
+        self.find(name)?.reset().await.map_err(AttachError::Host)
     }
 }
 
 /// What a controller reports.
-fn happened(entry: Arc<Entry>, registry: Arc<Registry>, core: &CoreHandle, e: ControllerEvent) {
+fn happened(entry: Arc<Entry>, core: &CoreHandle, e: ControllerEvent) {
     match e {
         ControllerEvent::Async(AsyncEvent::NAMESPACE_CHANGED) => {
             drop(core.spawn(move |_| async move {
                 let name = entry.name.clone();
-                if let Err(e) = entry.rescan(registry).await {
+                if let Err(e) = entry.rescan().await {
                     tracing::warn!("namespaces of controller {name}: {e}");
                 }
             }));
@@ -401,11 +436,7 @@ fn happened(entry: Arc<Entry>, registry: Arc<Registry>, core: &CoreHandle, e: Co
             tracing::warn!("controller {}: a command on queue {qid} took too long; it is reset", entry.name);
             drop(core.spawn(move |_| async move {
                 let name = entry.name.clone();
-                let done = match entry.ctrl.reset().await {
-                    Ok(()) => entry.rescan(registry).await,
-                    failed => failed,
-                };
-                if let Err(e) = done {
+                if let Err(e) = entry.reset().await {
                     tracing::warn!("controller {name} could not be reset: {e}");
                 }
             }));

@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_nvme::host::{Completer, ControllerState, Data, Done, IoQueue, Rejected};
+use longshore_nvme::host::{Completer, Data, Done, IoQueue, Rejected};
 use longshore_nvme::wire::io::{CopyRange, DsmRange, cdw12, dsm};
 use longshore_nvme::wire::opcode::io as opcode;
 use longshore_nvme::wire::{Fuse, Sqe, Status};
@@ -65,6 +65,14 @@ thread_local! {
     static OPEN: RefCell<HashMap<u64, Weak<CoreQueue>>> = RefCell::default();
 }
 
+/// Fails what waits on this core for a queue of the controller `number` and is meant for namespace `nsid`, which is gone.
+pub(super) fn fail_held(number: u64, nsid: u32) {
+    let q = OPEN.with(|m| m.borrow().get(&number).and_then(Weak::upgrade));
+    if let Some(q) = q {
+        q.end_held(nsid, Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
+    }
+}
+
 enum Start {
     Started,
     /// The request waits for room or memory.
@@ -107,7 +115,7 @@ impl CoreQueue {
         let (now, generation) = (self.reactor.now(), ctrl.generation());
         let (last, of) = self.attempt.get();
         let soon = of == generation && now.saturating_sub(last) < self.reactor.ticks(AGAIN);
-        if ctrl.state() != ControllerState::Ready || soon {
+        if !self.entry.is_usable() || soon {
             return false;
         }
         self.attempt.set((now, generation));
@@ -118,6 +126,11 @@ impl CoreQueue {
             // Nobody wants it any more: it is dropped, and with that disconnected.
             let Some(this) = me.upgrade() else { return };
             let gone = match made {
+                // The controller was reset meanwhile, and what its namespaces are is not known.
+                Ok(q) if !this.entry.is_usable() => {
+                    drop(q);
+                    return this.went_down();
+                }
                 Ok(q) => {
                     let gone = q.qpair().clone();
                     this.came_up(q);
@@ -362,9 +375,9 @@ impl CoreQueue {
 
     /// Resets the controller: every connection ends and the controller is connected anew.
     fn reset(&self, io: IoRef) {
-        let ctrl = self.entry.ctrl.clone();
+        let entry = self.entry.clone();
         drop(self.reactor.spawn(async move {
-            let status = match ctrl.reset().await {
+            let status = match entry.reset().await {
                 Ok(()) => Status::SUCCESS,
                 Err(_) => Status::INTERNAL_PATH_ERROR,
             };
@@ -387,16 +400,20 @@ impl CoreQueue {
         }
     }
 
-    pub(super) fn abort_all(&self, nsid: u32) {
-        let of = |io: &IoRef| (io.words()[1] >> 32) as u32 == nsid;
+    fn end_held(&self, nsid: u32, status: Status) {
         let all = self.held.take();
         while let Some(io) = all.pop() {
-            if of(&io) {
-                io.complete_later(Status::ABORT_REQUESTED);
+            if is_of(&io, nsid) {
+                io.complete_later(status);
             } else {
                 self.held.push(io);
             }
         }
+    }
+
+    pub(super) fn abort_all(&self, nsid: u32) {
+        let of = |io: &IoRef| is_of(io, nsid);
+        self.end_held(nsid, Status::ABORT_REQUESTED);
         let queue = self.queue.borrow();
         let Some(q) = &*queue else { return };
         let mut cids: Vec<u16> = (0u16..)
@@ -443,6 +460,10 @@ impl CoreQueue {
         let status = if a.is_err() && !(a.is(Status::ABORTED_FAILED_FUSED) && b.is_err()) { a } else { b };
         io.complete(status);
     }
+}
+
+fn is_of(io: &IoRef, nsid: u32) -> bool {
+    (io.words()[1] >> 32) as u32 == nsid
 }
 
 /// Writes the one range of an unmap or copy.

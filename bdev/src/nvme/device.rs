@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use longshore_nvme::host::{Info, Namespace};
 use longshore_nvme::wire::identify::{oncs, vwc};
@@ -30,6 +31,8 @@ pub struct NvmeBdev {
     namespace: Namespace,
     geometry: Geometry,
     supported: SupportedOps,
+    /// The namespace is not there any more.
+    gone: Arc<AtomicBool>,
 }
 
 impl NvmeBdev {
@@ -77,7 +80,7 @@ impl NvmeBdev {
         geometry.max_copy_blocks = data.mssrl.get().into();
         geometry.optimal_io_boundary = data.noiob.get().into();
         geometry.volatile_cache = info.identify.vwc & vwc::PRESENT != 0;
-        Ok(NvmeBdev { entry, nsid: namespace.nsid, geometry, supported, namespace })
+        Ok(NvmeBdev { entry, nsid: namespace.nsid, geometry, supported, namespace, gone: Arc::default() })
     }
 
     /// Name of the controller.
@@ -93,6 +96,11 @@ impl NvmeBdev {
     /// Namespace identifier.
     pub fn nsid(&self) -> u32 {
         self.nsid
+    }
+
+    /// From now on requests fail: what has its identifier is other storage, or none.
+    pub(crate) fn retire(&self) {
+        self.gone.store(true, Ordering::Release);
     }
 
     /// What the controller said of the namespace when it was found.
@@ -121,7 +129,8 @@ impl Bdev for NvmeBdev {
 
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
         let queue = CoreQueue::of(reactor, &self.entry);
-        Ok(Box::new(NvmeChannel::new(queue, self.nsid, self.geometry.block_size, self.geometry.volatile_cache)))
+        let (bs, flushes) = (self.geometry.block_size, self.geometry.volatile_cache);
+        Ok(Box::new(NvmeChannel::new(queue, self.nsid, bs, flushes, self.gone.clone())))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -2,14 +2,20 @@
 
 mod world;
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use longshore_bdev::malloc::Malloc;
 use longshore_bdev::nvme::{AttachError, AttachOptions, Controllers, PathFilter, TransportId};
-use longshore_bdev::{Channel, IoFlags, Op, Registry, Status};
+use longshore_bdev::{
+    Bdev, BdevError, BdevEvent, BdevNode, Channel, Geometry, IoChannel, IoFlags, IoId, IoRef, Op, Registry, Status,
+    SupportedOps,
+};
 use longshore_nvmf::NamespaceOptions;
-use longshore_reactor::{DmaBuf, Reactor};
+use longshore_reactor::{CoreHandle, DmaBuf, Options, Reactor, Runtime, oneshot};
 use world::{BLOCKS, NQN, Setup, World, block_on};
 
 fn filled(r: &Reactor, len: usize, byte: u8) -> DmaBuf {
@@ -25,8 +31,21 @@ struct Remote {
 
 impl Remote {
     fn new(w: &World) -> Remote {
+        Remote::on(w.cores())
+    }
+
+    fn on(cores: &[CoreHandle]) -> Remote {
         let registry = Registry::new();
-        Remote { controllers: Controllers::new(registry.clone(), w.cores().to_vec()), registry }
+        Remote { controllers: Controllers::new(registry.clone(), cores.to_vec()), registry }
+    }
+
+    /// Waits until `Nvme0n1` is there, and another device than `old`.
+    fn replaced(&self, old: &BdevNode) {
+        let start = Instant::now();
+        while self.registry.find("Nvme0n1").is_none_or(|n| n.uuid() == old.uuid()) {
+            assert!(start.elapsed() < Duration::from_secs(20), "the device of the old namespace is still there");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn attach(&self, name: &str, addr: SocketAddr) -> Result<Vec<String>, AttachError> {
@@ -167,4 +186,183 @@ fn namespaces_that_go_and_come_are_followed() {
     block_on(w.target.add_namespace(NQN, ns)).unwrap();
     until(true);
     remote.detach("Nvme0").unwrap();
+}
+
+/// An initiator with reactors of its own.
+fn initiator() -> Runtime {
+    Runtime::start(Options { cores: vec![0, 1], pin: false, name: "host".into(), ..Options::default() }).unwrap()
+}
+
+/// Reactors that stand still until they are let go.
+fn hold(rt: &Runtime) -> Vec<mpsc::Sender<()>> {
+    let held = rt.cores().iter().map(|c| {
+        let ((go, wait), (tell, stands)) = (mpsc::channel(), mpsc::channel());
+        drop(c.call(move |_| {
+            tell.send(()).unwrap();
+            wait.recv()
+        }));
+        stands.recv().unwrap();
+        go
+    });
+    held.collect()
+}
+
+#[test]
+fn a_namespace_replaced_under_its_identifier_is_another_device_and_the_old_one_is_removed() {
+    let w = World::new();
+    let rt = initiator();
+    let remote = Remote::on(rt.cores());
+    remote.attach("Nvme0", w.addr).unwrap();
+    let old = remote.registry.find("Nvme0n1").unwrap();
+    let ((ready, is_ready), (go, replaced)) = (mpsc::channel(), oneshot::channel());
+    let registry = remote.registry.clone();
+    let removals = Arc::new(AtomicU32::new(0));
+    let told = removals.clone();
+    let user = rt.cores()[1].spawn(move |r| async move {
+        let sink = move |e| {
+            told.fetch_add(u32::from(e == BdevEvent::Remove), Ordering::SeqCst);
+        };
+        let desc = registry.open("Nvme0n1", true, Box::new(sink)).unwrap();
+        let ch = desc.channel().unwrap();
+        assert!(ch.write(7, 1, filled(&r, 512, 0x5a), IoFlags::NONE).await.0.is_ok());
+        ready.send(()).unwrap();
+        replaced.await.unwrap();
+        assert!(ch.read(7, 1, filled(&r, 512, 0)).await.0.is_err(), "a read of the old device");
+        assert!(ch.write(7, 1, filled(&r, 512, 0x77), IoFlags::NONE).await.0.is_err(), "a write to the old device");
+        let new = registry.open("Nvme0n1", true, Box::new(|_| {})).unwrap();
+        let (s, b) = new.channel().unwrap().read(7, 1, filled(&r, 512, 1)).await;
+        assert!(s.is_ok() && b.unwrap().as_slice() == [0; 512], "the new device: {s}");
+    });
+    is_ready.recv().unwrap();
+    // The host finds both changes at once.
+    let held = hold(&rt);
+    let malloc = Malloc::new(Geometry::plain(512, BLOCKS)).unwrap();
+    w.target.bdevs().register("Malloc1", None, malloc).unwrap();
+    block_on(w.target.remove_namespace(NQN, 1)).unwrap();
+    let ns = NamespaceOptions { bdev_name: "Malloc1".into(), nsid: Some(1), ..NamespaceOptions::default() };
+    block_on(w.target.add_namespace(NQN, ns)).unwrap();
+    drop(held);
+    remote.replaced(&old);
+    go.send(()).unwrap();
+    user.wait_timeout(Duration::from_secs(60)).expect("in time").unwrap();
+    assert_eq!(removals.load(Ordering::SeqCst), 1, "its user was told once");
+    remote.detach("Nvme0").unwrap();
+    rt.stop();
+}
+
+#[test]
+fn nothing_meant_for_a_namespace_reaches_the_one_that_replaced_it_across_a_reset() {
+    let rt = initiator();
+    let remote = Remote::on(rt.cores());
+    let mut w = World::new();
+    let addr = w.addr;
+    remote.attach("Nvme0", addr).unwrap();
+    for _ in 0..4 {
+        let old = remote.registry.find("Nvme0n1").unwrap();
+        let (stop, registry) = (Arc::new(AtomicBool::new(false)), remote.registry.clone());
+        let (end, (ready, is_ready)) = (stop.clone(), mpsc::channel());
+        let writer = rt.cores()[1].spawn(move |r| async move {
+            let desc = registry.open("Nvme0n1", true, Box::new(|_| {})).unwrap();
+            let ch = desc.channel().unwrap();
+            assert!(ch.write(7, 1, filled(&r, 512, 0x5a), IoFlags::NONE).await.0.is_ok());
+            ready.send(()).unwrap();
+            let mut last = Status::SUCCESS;
+            while !end.load(Ordering::SeqCst) {
+                last = ch.write(7, 1, filled(&r, 512, 0x5a), IoFlags::NONE).await.0;
+                r.yield_now().await;
+            }
+            last
+        });
+        is_ready.recv().unwrap();
+        // Another target, whose namespace has another identity, at the same address.
+        drop(w);
+        w = Setup { addr: Some(addr), ..Setup::default() }.start();
+        let start = Instant::now();
+        while let Err(e) = block_on(remote.controllers.reset("Nvme0")) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{e}");
+        }
+        remote.replaced(&old);
+        stop.store(true, Ordering::SeqCst);
+        let last = writer.wait_timeout(Duration::from_secs(20)).expect("in time").unwrap();
+        assert!(last.is_err(), "the old device writes");
+        let malloc = w.target.bdevs().find("Malloc0").unwrap();
+        let writes = malloc.stats().op(Op::Write).ops;
+        assert_eq!(writes, 0, "writes reached the namespace that they were not meant for");
+    }
+    remote.detach("Nvme0").unwrap();
+    rt.stop();
+}
+
+/// A device that keeps reads, whoever wants them aborted, until it is told to let go.
+struct Stuck(Geometry);
+
+struct StuckChannel(RefCell<Vec<IoRef>>);
+
+impl Bdev for Stuck {
+    fn product_name(&self) -> &'static str {
+        "stuck"
+    }
+    fn geometry(&self) -> Geometry {
+        self.0.clone()
+    }
+    fn supported(&self) -> SupportedOps {
+        SupportedOps::of(&[Op::Read, Op::Write])
+    }
+    fn open_channel(&self, _: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        Ok(Box::new(StuckChannel(RefCell::default())))
+    }
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+impl IoChannel for StuckChannel {
+    fn submit(&self, io: IoRef) {
+        self.0.borrow_mut().push(io);
+    }
+    fn abort(&self, _: IoId) -> bool {
+        false
+    }
+    fn notify(&self, _: u64) {
+        self.0.take().into_iter().for_each(|io| io.complete_later(Status::SUCCESS));
+    }
+}
+
+#[test]
+fn a_command_that_no_abort_ends_is_given_up_whatever_is_aborted_on_other_namespaces() {
+    let w = Setup { delay: Some(Duration::from_secs(60)), ..Setup::default() }.start();
+    let stuck = w.target.bdevs().register("Stuck", None, Arc::new(Stuck(Geometry::plain(512, 64)))).unwrap();
+    let ns = NamespaceOptions { bdev_name: "Stuck".into(), nsid: Some(2), ..NamespaceOptions::default() };
+    block_on(w.target.add_namespace(NQN, ns)).unwrap();
+    let rt = initiator();
+    let remote = Remote::on(rt.cores());
+    assert_eq!(remote.attach("Nvme0", w.addr).unwrap(), ["Nvme0n1", "Nvme0n2"]);
+    let registry = remote.registry.clone();
+    let run = rt.cores()[1].spawn(move |r| async move {
+        let open = |name| registry.open(name, true, Box::new(|_| {})).unwrap();
+        let (a, b) = (open("Nvme0n1"), open("Nvme0n2"));
+        let (other, ch) = (a.channel().unwrap(), b.channel().unwrap());
+        let read = ch.read(0, 1, filled(&r, 512, 0));
+        // Behind it on the queue: when this has ended, the other was sent.
+        let late = other.flush().await.0;
+        assert_eq!(late, Status::SUCCESS);
+        ch.abort_all();
+        let rr = r.clone();
+        let noise = r.spawn(async move {
+            loop {
+                let slow = other.read(0, 1, filled(&rr, 512, 0));
+                rr.sleep(Duration::from_millis(50)).await;
+                other.abort_all();
+                slow.await;
+            }
+        });
+        let end = read.await.0;
+        noise.abort();
+        end
+    });
+    let end = run.wait_timeout(Duration::from_secs(40)).expect("it is given up").unwrap();
+    assert!(end.is_path_error() || end.is(Status::ABORTED_BY_HOST), "{end}");
+    stuck.notify_channels(0).wait().unwrap();
+    remote.detach("Nvme0").unwrap();
+    rt.stop();
 }

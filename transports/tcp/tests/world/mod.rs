@@ -50,6 +50,8 @@ pub struct Setup {
     pub delay: Option<Duration>,
     /// Sizes of each core's request pool.
     pub requests: CoreOptions,
+    /// Where to listen; by default anywhere.
+    pub addr: Option<SocketAddr>,
 }
 
 impl Default for Setup {
@@ -60,6 +62,7 @@ impl Default for Setup {
             runtime: Options { cores: vec![0, 1], pin: false, ..Options::default() },
             delay: None,
             requests: CoreOptions::default(),
+            addr: None,
         }
     }
 }
@@ -97,7 +100,7 @@ impl Setup {
         }
         let tcp = TcpTransport::new(self.tcp);
         let cores = rt.cores().to_vec();
-        let addr = free_port("127.0.0.1");
+        let addr = self.addr.unwrap_or_else(|| free_port("127.0.0.1"));
         let target = block_on(async {
             let t = Target::start(cores, bdevs).await?;
             t.register_transport(tcp.clone());
