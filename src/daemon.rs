@@ -11,8 +11,9 @@ use longshore::reactor::{self, Runtime};
 use longshore::rpc::app::{App, Dispatcher, Parts};
 use longshore::rpc::config::Config;
 use longshore::rpc::exec::block_on;
+use longshore::rpc::http::{Credentials, Listener, Serve};
 use longshore::rpc::logging::{Level, Log};
-use longshore::rpc::server::Server;
+use longshore::rpc::server::{Endpoints, Server};
 
 use crate::embedded::{self, Served};
 use crate::options::Options;
@@ -21,6 +22,9 @@ use crate::state::StateDir;
 
 /// How long a drain may take before the process gives up and says so.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// Where credentials for RPC over HTTP may stand, when no file is given.
+const AUTH_VARIABLE: &str = "LONGSHORE_RPC_HTTP_AUTH";
 
 /// What is applied at start.
 enum Start {
@@ -77,7 +81,9 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
         ..Parts::default()
     };
     let app = App::new(parts);
-    let server = if o.no_rpc_server { None } else { Some(start_rpc(&o.rpc_socket, &app)?) };
+    let endpoints = endpoints(o)?;
+    let on = describe(&endpoints);
+    let server = start_rpc(endpoints, &app)?;
 
     let served = match start {
         Start::WaitForRpc => None,
@@ -90,7 +96,7 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
         }
         Start::Embedded(dir) => Some(embedded::start(&app, dir, o)?),
     };
-    announce(o, served.as_ref());
+    announce(o, &on, served.as_ref());
     notify_systemd("READY=1");
 
     // Nothing more to do here: reactors and the RPC thread work.
@@ -125,10 +131,55 @@ fn read_config(path: &Path) -> Result<Config, String> {
     Config::read(path).map_err(|e| format!("configuration {}: {e}", path.display()))
 }
 
-fn start_rpc(path: &Path, app: &Arc<App>) -> Result<Server, String> {
+/// What the options say about where requests come in. The HTTP sockets listen from here on.
+fn endpoints(o: &Options) -> Result<Endpoints, String> {
+    let mut http = Vec::new();
+    if let Some(address) = o.rpc_http {
+        if o.no_rpc_server {
+            return Err("--rpc-http and --no-rpc-server contradict each other; --metrics goes with both".into());
+        }
+        if o.metrics == o.rpc_http && address.port() != 0 {
+            return Err(format!(
+                "--rpc-http {address} serves /metrics too: leave --metrics out, or give it another port"
+            ));
+        }
+        let credentials = match (&o.rpc_http_auth, std::env::var(AUTH_VARIABLE)) {
+            (Some(file), _) => Some(Credentials::read(file).map_err(|e| e.to_string())?),
+            (None, Ok(text)) => Some(Credentials::parse(&text).map_err(|why| format!("{AUTH_VARIABLE}: {why}"))?),
+            (None, Err(_)) => None,
+        };
+        http.push(Listener::bind(address, Serve::Rpc(credentials)).map_err(|e| e.to_string())?);
+    }
+    if let Some(address) = o.metrics {
+        http.push(Listener::bind(address, Serve::Metrics).map_err(|e| e.to_string())?);
+    }
+    Ok(Endpoints { socket: (!o.no_rpc_server).then(|| o.rpc_socket.clone()), http })
+}
+
+/// Where requests come in, for people.
+fn describe(endpoints: &Endpoints) -> String {
+    let mut out = match &endpoints.socket {
+        Some(path) => format!("RPC on {}", path.display()),
+        None => "no RPC".to_owned(),
+    };
+    for listener in &endpoints.http {
+        if let Ok(address) = listener.address() {
+            out += &match listener.serves() {
+                Serve::Rpc(_) => format!(" and http://{address}/"),
+                Serve::Metrics => format!(", metrics on http://{address}/metrics"),
+            };
+        }
+    }
+    out
+}
+
+fn start_rpc(endpoints: Endpoints, app: &Arc<App>) -> Result<Option<Server>, String> {
+    if endpoints.socket.is_none() && endpoints.http.is_empty() {
+        return Ok(None);
+    }
     let app = app.clone();
     // The error names the path and the remedy.
-    Server::start(path, move |_| Rc::new(Dispatcher(app))).map_err(|e| e.to_string())
+    Server::start_on(endpoints, move |_| Rc::new(Dispatcher(app))).map(Some).map_err(|e| e.to_string())
 }
 
 fn reactor_options(o: &Options) -> Result<reactor::Options, String> {
@@ -162,8 +213,7 @@ fn first_allowed_cpu() -> u32 {
     }
 }
 
-fn announce(o: &Options, served: Option<&Served>) {
-    let rpc = if o.no_rpc_server { "no RPC".to_owned() } else { format!("RPC on {}", o.rpc_socket.display()) };
+fn announce(o: &Options, rpc: &str, served: Option<&Served>) {
     match served {
         Some(s) => print!("{}", s.banner(&o.rpc_socket)),
         None if o.wait_for_rpc => println!("longshore: {rpc}; waiting for framework_start_init"),

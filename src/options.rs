@@ -28,6 +28,19 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) no_rpc_server: bool,
 
+    /// Serve JSON-RPC over HTTP POST here too, and /metrics; a port alone is one of 127.0.0.1
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_http_address)]
+    pub(crate) rpc_http: Option<std::net::SocketAddr>,
+
+    /// File of mode 0600 with USER:PASSWORD for --rpc-http (else the environment's LONGSHORE_RPC_HTTP_AUTH); needed unless that is
+    /// a loopback address
+    #[arg(long, value_name = "FILE", requires = "rpc_http")]
+    pub(crate) rpc_http_auth: Option<PathBuf>,
+
+    /// Serve metrics for Prometheus at http://ADDR:PORT/metrics, to anybody; a port alone is one of 127.0.0.1
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_http_address)]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
+
     /// Only these RPC methods may be called
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) rpcs_allowed: Option<Vec<String>>,
@@ -280,6 +293,14 @@ fn parse_cores(text: &str, mask: bool) -> Result<Vec<u32>, String> {
     Ok(cores.into_iter().collect())
 }
 
+fn parse_http_address(text: &str) -> Result<std::net::SocketAddr, String> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    if let Ok(port) = port.parse::<u16>() {
+        return Ok((std::net::Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse().map_err(|_| format!("'{text}' is not an address such as 127.0.0.1:9009 or [::1]:9009, nor a port"))
+}
+
 fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
         Some(i) => text.split_at(i),
@@ -334,6 +355,17 @@ mod tests {
         assert_eq!(o.config, Some("/x.json".into()));
         let o = Options::try_parse_from(["longshore", "--json", "/y.json"]).expect("accepted");
         assert_eq!(o.config, Some("/y.json".into()));
+    }
+
+    #[test]
+    fn a_port_alone_is_one_of_the_loopback_address() {
+        assert_eq!(parse_http_address("9009"), Ok("127.0.0.1:9009".parse().expect("an address")));
+        assert_eq!(parse_http_address(":9009"), parse_http_address("9009"));
+        assert_eq!(parse_http_address("[::1]:9"), Ok("[::1]:9".parse().expect("an address")));
+        for wrong in ["", "localhost", "1.2.3.4", "70000", "1.2.3.4:x"] {
+            assert!(parse_http_address(wrong).is_err_and(|e| e.contains("not an address")), "{wrong}");
+        }
+        assert!(Options::try_parse_from(["longshore", "--rpc-http-auth", "/f"]).is_err(), "credentials for nothing");
     }
 
     #[test]

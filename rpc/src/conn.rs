@@ -10,7 +10,7 @@ use crate::error::{INVALID_REQUEST, PARSE_ERROR, Reply, RpcError};
 use crate::jsonrpc::{Envelope, Frame, Framer, Id, Rejected, Request, answer};
 
 /// Bytes of answers that a client may leave unread before its connection is closed.
-const MAX_UNSENT: usize = 32 << 20;
+pub(crate) const MAX_UNSENT: usize = 32 << 20;
 /// Bytes of answers from which no more requests are read.
 const BUSY_UNSENT: usize = 1 << 20;
 /// Requests in progress from which no more are read.

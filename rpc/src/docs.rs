@@ -14,7 +14,7 @@ The daemon listens on a unix socket (`-r PATH`, by default `/var/tmp/spdk.sock`)
 without any framing; each answer is one line. Limits: 256 KiB and 8192 values per request, 64 levels, 128 characters of `id`, 64
 connections. A request without `id` is answered only if it fails. Several requests in an array are answered by one array. After text that
 is not JSON the connection is closed. Requests that follow a change on the same connection wait for its end; all others run concurrently and are
-answered as they end.
+answered as they end. `--rpc-http` serves the same by HTTP POST: see [operations](operations.md#rpc-over-http).
 
 Parameters are decoded strictly: an unknown or repeated key, a wrong type or a number out of range is an error. What exactly was wrong stands in
 `error.data`; `code` and `message` are those that SPDK's clients know. Every method may also answer -32601 (no such method) and -1 (not in

@@ -45,6 +45,11 @@ impl Framer {
         MAX_REQUEST.saturating_sub(self.buffer.len() - self.start)
     }
 
+    /// Bytes that belong to no frame yet.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
     /// Takes received bytes, as many as there is room for, and says how many. Zero never lasts: `next_frame` then yields something.
     pub fn push(&mut self, bytes: &[u8]) -> usize {
         if self.broken {

@@ -1,10 +1,10 @@
-//! The RPC thread: one epoll loop with the listener, the connections and the executor that runs the methods.
+//! The RPC thread: one epoll loop with the listeners, the connections and the executor that runs the methods.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use rustix::fd::OwnedFd;
 use crate::conn::{Connection, Slot, Start};
 use crate::error::Reply;
 use crate::exec::{Executor, Poster};
+use crate::http::{self, Http, Pages};
 use crate::jsonrpc::Request;
 use crate::socket::Listener;
 
@@ -31,7 +32,10 @@ const GRACE: Duration = Duration::from_secs(1);
 
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
-const FIRST_CONNECTION: u64 = 2;
+const HTTP: u64 = 2;
+const FIRST_CONNECTION: u64 = 3;
+/// Rounds of tasks and their results before the sockets are looked at again.
+const ROUNDS: usize = 64;
 
 /// What answers requests.
 pub trait Dispatch: 'static {
@@ -40,6 +44,23 @@ pub trait Dispatch: 'static {
     /// Whether the method changes something. Later requests of the same connection wait for such a one: a client that sends
     /// "create" and "use" in one breath means them in that order.
     fn mutates(&self, method: &str) -> bool;
+    /// The metrics, for `GET /metrics`.
+    fn metrics(&self) -> Pin<Box<dyn Future<Output = Pages>>> {
+        Box::pin(async { Box::new(std::iter::empty()) as Pages })
+    }
+    /// A request over HTTP was answered with this status.
+    fn answered(&self, status: u16) {
+        let _ = status;
+    }
+}
+
+/// Where requests come in.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    /// Path of the unix socket.
+    pub socket: Option<PathBuf>,
+    /// HTTP listeners; 16 at most.
+    pub http: Vec<http::Listener>,
 }
 
 /// A running server. It ends with `stop` or with the process.
@@ -55,12 +76,21 @@ impl Server {
         path: &Path,
         make: impl FnOnce(&Executor) -> Rc<D> + Send + 'static,
     ) -> io::Result<Server> {
-        let listener = Listener::bind(path)?;
+        Server::start_on(Endpoints { socket: Some(path.to_owned()), http: Vec::new() }, make)
+    }
+
+    /// As [`start`](Server::start), with any endpoints.
+    pub fn start_on<D: Dispatch>(
+        endpoints: Endpoints,
+        make: impl FnOnce(&Executor) -> Rc<D> + Send + 'static,
+    ) -> io::Result<Server> {
+        let listener = endpoints.socket.as_deref().map(Listener::bind).transpose()?;
+        let http = endpoints.http;
         let stop = Arc::new(AtomicBool::new(false));
         let (tell, told) = std::sync::mpsc::channel();
         let stop_here = stop.clone();
         let thread = std::thread::Builder::new().name("rpc".into()).spawn(move || {
-            let made = Executor::new().and_then(|executor| Loop::new(listener, executor, make));
+            let made = Executor::new().and_then(|executor| Loop::new(listener, http, executor, make));
             match made {
                 Ok(mut server) => {
                     let _ = tell.send(Ok(server.executor.poster()));
@@ -107,7 +137,8 @@ enum Event {
 }
 
 struct Loop<D> {
-    listener: Listener,
+    listener: Option<Listener>,
+    http: Http<D>,
     accepting: bool,
     epoll: OwnedFd,
     executor: Executor,
@@ -119,13 +150,23 @@ struct Loop<D> {
 }
 
 impl<D: Dispatch> Loop<D> {
-    fn new(listener: Listener, executor: Executor, make: impl FnOnce(&Executor) -> Rc<D>) -> io::Result<Loop<D>> {
+    fn new(
+        listener: Option<Listener>,
+        http: Vec<http::Listener>,
+        executor: Executor,
+        make: impl FnOnce(&Executor) -> Rc<D>,
+    ) -> io::Result<Loop<D>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &listener.socket, EventData::new_u64(LISTENER), EventFlags::IN)?;
+        if let Some(listener) = &listener {
+            epoll::add(&epoll, &listener.socket, EventData::new_u64(LISTENER), EventFlags::IN)?;
+        }
         epoll::add(&epoll, executor.wake_fd(), EventData::new_u64(WAKE), EventFlags::IN)?;
         let dispatch = make(&executor);
+        let http = Http::new(http, executor.clone(), dispatch.clone())?;
+        epoll::add(&epoll, http.epoll(), EventData::new_u64(HTTP), EventFlags::IN)?;
         Ok(Loop {
             listener,
+            http,
             accepting: true,
             epoll,
             executor,
@@ -138,21 +179,26 @@ impl<D: Dispatch> Loop<D> {
     }
 
     fn run(&mut self, stop: &AtomicBool) {
-        let mut ready = Vec::with_capacity(MAX_CONNECTIONS + 2);
+        let mut ready = Vec::with_capacity(MAX_CONNECTIONS + 3);
         let mut deadline = None;
+        let mut settled = true;
         loop {
             if deadline.is_none() && stop.load(Ordering::Acquire) {
                 deadline = Some(Instant::now() + GRACE);
                 self.accept_on(false);
+                self.http.accept_on(false);
             }
             if let Some(deadline) = deadline
-                && (Instant::now() >= deadline || self.connections.values().all(Connection::quiet))
+                && (Instant::now() >= deadline || self.connections.values().all(Connection::quiet) && self.http.quiet())
             {
                 return;
             }
             let mut timeout = self.executor.timeout();
             if deadline.is_some() {
                 timeout = Some(timeout.map_or(GRACE / 10, |t| t.min(GRACE / 10)));
+            }
+            if !settled {
+                timeout = Some(Duration::ZERO);
             }
             let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
             ready.clear();
@@ -167,20 +213,21 @@ impl<D: Dispatch> Loop<D> {
                 match event.data.u64() {
                     LISTENER => self.accept(),
                     WAKE => {}
+                    HTTP => self.http.ready(&mut self.scratch),
                     id => self.connection_ready(id, event.flags),
                 }
             }
-            self.settle();
+            settled = self.settle();
         }
     }
 
-    /// Runs tasks and hands their results on until nothing moves.
-    fn settle(&mut self) {
-        loop {
+    /// Runs tasks and hands their results on until nothing moves, or for long enough: then false.
+    fn settle(&mut self) -> bool {
+        for _ in 0..ROUNDS {
             self.executor.run_ready();
             let events = self.events.take();
-            if events.is_empty() {
-                return;
+            if !self.http.settle(&mut self.scratch) && events.is_empty() {
+                return true;
             }
             for event in events {
                 match event {
@@ -190,19 +237,23 @@ impl<D: Dispatch> Loop<D> {
                 }
             }
         }
+        false
     }
 
     fn accept_on(&mut self, on: bool) {
-        if self.accepting != on {
+        if let Some(listener) = &self.listener
+            && self.accepting != on
+        {
             let flags = if on { EventFlags::IN } else { EventFlags::empty() };
             self.accepting =
-                epoll::modify(&self.epoll, &self.listener.socket, EventData::new_u64(LISTENER), flags).is_ok() == on;
+                epoll::modify(&self.epoll, &listener.socket, EventData::new_u64(LISTENER), flags).is_ok() == on;
         }
     }
 
     fn accept(&mut self) {
         while self.connections.len() < MAX_CONNECTIONS {
-            match self.listener.socket.accept() {
+            let Some(listener) = &self.listener else { return };
+            match listener.socket.accept() {
                 Ok((stream, _)) => {
                     let id = self.next;
                     self.next += 1;
