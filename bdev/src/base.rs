@@ -30,11 +30,34 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens the device `name` and claims it for `module`.
+    /// Builds the layer `name` of `module` on the device `base` and registers it, under a UUID derived from its base unless one is
+    /// given. `make` gets the base, claimed, and makes the layer.
     ///
     /// # Errors
-    /// It does not exist, is claimed, or is open for writing elsewhere.
-    pub fn open(registry: &Arc<Registry>, name: &str, module: &'static str) -> Result<Base, BdevError> {
+    /// The base does not exist, is claimed, or is open for writing elsewhere; or as [`Registry::register`].
+    pub fn build(
+        registry: &Arc<Registry>,
+        base: &str,
+        module: &'static str,
+        name: &str,
+        uuid: Option<Uuid>,
+        make: impl FnOnce(Base) -> Arc<dyn Bdev>,
+    ) -> Result<Arc<BdevNode>, BdevError> {
+        let base = Base::open(registry, base, module)?;
+        let (upper, below) = (base.upper.clone(), base.node.clone());
+        let uuid = uuid.unwrap_or_else(|| derived_uuid(below.uuid(), name));
+        let node = registry.register(name, Some(uuid), make(base))?;
+        let _ = upper.set(Arc::downgrade(&node));
+        // Events until here found nobody to tell.
+        if below.is_removing() {
+            drop(registry.remove(&node));
+        } else {
+            registry.resized(&node, below.num_blocks());
+        }
+        Ok(node)
+    }
+
+    fn open(registry: &Arc<Registry>, name: &str, module: &'static str) -> Result<Base, BdevError> {
         let upper = Arc::new(OnceLock::<Weak<BdevNode>>::new());
         let (reg, up) = (Arc::downgrade(registry), upper.clone());
         let sink = move |ev| {
@@ -49,33 +72,9 @@ impl Base {
         Ok(Base { node: desc.node().clone(), desc: Mutex::new(Some(desc)), upper })
     }
 
-    /// Registers `dev`, whose base this is ([`upper`](Base::upper)), under a UUID derived from its base unless one is given.
-    ///
-    /// # Errors
-    /// As [`Registry::register`].
-    pub fn register(
-        upper: Arc<OnceLock<Weak<BdevNode>>>,
-        registry: &Arc<Registry>,
-        name: &str,
-        uuid: Option<Uuid>,
-        base: &Arc<BdevNode>,
-        dev: Arc<dyn Bdev>,
-    ) -> Result<Arc<BdevNode>, BdevError> {
-        let uuid = uuid.unwrap_or_else(|| derived_uuid(base.uuid(), name));
-        let node = registry.register(name, Some(uuid), dev)?;
-        let _ = upper.set(Arc::downgrade(&node));
-        // Events until here found nobody to tell.
-        if base.is_removing() {
-            drop(registry.remove(&node));
-        } else {
-            registry.resized(&node, base.num_blocks());
-        }
-        Ok(node)
-    }
-
-    /// Where the layer's own node goes.
-    pub fn upper(&self) -> Arc<OnceLock<Weak<BdevNode>>> {
-        self.upper.clone()
+    /// The layer itself, once it is registered.
+    pub fn upper(&self) -> Option<Arc<BdevNode>> {
+        self.upper.get().and_then(Weak::upgrade)
     }
 
     /// The device.

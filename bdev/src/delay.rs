@@ -130,10 +130,10 @@ impl Vbdev for Spec {
     }
 
     fn build(&self, registry: &Arc<Registry>) -> Result<Arc<BdevNode>, BdevError> {
-        let base = Base::open(registry, &self.options.base, MODULE)?;
-        let (upper, node) = (base.upper(), base.node().clone());
-        let dev = Delay { base, options: self.options.clone(), latencies: self.latencies.clone() };
-        Base::register(upper, registry, &self.options.name, self.options.uuid, &node, Arc::new(dev))
+        let o = &self.options;
+        Base::build(registry, &o.base, MODULE, &o.name, o.uuid, |base| {
+            Arc::new(Delay { base, options: o.clone(), latencies: self.latencies.clone() })
+        })
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -178,8 +178,8 @@ impl Bdev for Delay {
         self.base.supported()
     }
 
-    fn read_only(&self) -> bool {
-        self.base.node().read_only()
+    fn base(&self) -> Option<&Base> {
+        Some(&self.base)
     }
 
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
@@ -193,18 +193,6 @@ impl Bdev for Delay {
             timer: RefCell::default(),
             me: me.clone(),
         }))))
-    }
-
-    fn base_names(&self) -> Vec<String> {
-        vec![self.base_name().to_owned()]
-    }
-
-    fn stack_depth(&self) -> usize {
-        1 + self.base.node().device().stack_depth()
-    }
-
-    fn destruct(&self) {
-        self.base.close();
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use longshore_reactor::Reactor;
 
+use crate::base::Base;
 use crate::channel::Channel;
 use crate::io::{IoId, IoRef, Op};
 use crate::node::BdevNode;
@@ -141,9 +142,14 @@ pub trait Bdev: Any + Send + Sync {
     /// What keeps this core from using the device.
     fn open_channel(&self, reactor: &Reactor, node: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError>;
 
+    /// The device below, for a layer of one base. What follows is answered from it by default.
+    fn base(&self) -> Option<&Base> {
+        None
+    }
+
     /// Requests that would change the device are refused.
     fn read_only(&self) -> bool {
-        false
+        self.base().is_some_and(|b| b.node().read_only())
     }
 
     /// The device holds no data: every read is zeroes, whatever was written.
@@ -153,16 +159,20 @@ pub trait Bdev: Any + Send + Sync {
 
     /// Names of the devices directly below this one.
     fn base_names(&self) -> Vec<String> {
-        Vec::new()
+        self.base().iter().map(|b| b.node().name().to_owned()).collect()
     }
 
     /// Frames that a request needs from here down, this device's own included, before a fan-out starts afresh.
     fn stack_depth(&self) -> usize {
-        1
+        1 + self.base().map_or(0, |b| b.node().device().stack_depth())
     }
 
     /// The device was unregistered and nothing is open any more: give up what it holds. Called once.
-    fn destruct(&self) {}
+    fn destruct(&self) {
+        if let Some(b) = self.base() {
+            b.close();
+        }
+    }
 
     /// For those who know the concrete kind.
     fn as_any(&self) -> &dyn Any;

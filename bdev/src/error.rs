@@ -103,10 +103,10 @@ impl Vbdev for Spec {
     }
 
     fn build(&self, registry: &Arc<Registry>) -> Result<Arc<BdevNode>, BdevError> {
-        let base = Base::open(registry, &self.options.base, MODULE)?;
-        let (upper, node) = (base.upper(), base.node().clone());
-        let dev = ErrorDev { base, options: self.options.clone(), armed: Arc::default(), table: Arc::default() };
-        Base::register(upper, registry, &self.name, self.options.uuid, &node, Arc::new(dev))
+        let o = &self.options;
+        Base::build(registry, &o.base, MODULE, &self.name, o.uuid, |base| {
+            Arc::new(ErrorDev { base, options: o.clone(), armed: Arc::default(), table: Arc::default() })
+        })
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -174,7 +174,7 @@ impl ErrorDev {
 
     /// Lets requests that hang go on. Ends when every core has done so.
     pub async fn resume_pending(&self) {
-        if let Some(node) = self.base.upper().get().and_then(|w| w.upgrade()) {
+        if let Some(node) = self.base.upper() {
             let _ = node.notify_channels(RESUME).await;
         }
     }
@@ -196,8 +196,8 @@ impl Bdev for ErrorDev {
         self.base.supported()
     }
 
-    fn read_only(&self) -> bool {
-        self.base.node().read_only()
+    fn base(&self) -> Option<&Base> {
+        Some(&self.base)
     }
 
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
@@ -214,18 +214,6 @@ impl Bdev for ErrorDev {
             me: me.clone(),
         });
         Ok(Box::new(ErrorChannel(inner)))
-    }
-
-    fn base_names(&self) -> Vec<String> {
-        vec![self.base_name().to_owned()]
-    }
-
-    fn stack_depth(&self) -> usize {
-        1 + self.base.node().device().stack_depth()
-    }
-
-    fn destruct(&self) {
-        self.base.close();
     }
 
     fn as_any(&self) -> &dyn Any {

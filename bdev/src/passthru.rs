@@ -53,9 +53,7 @@ impl Vbdev for Options {
     }
 
     fn build(&self, registry: &Arc<Registry>) -> Result<Arc<BdevNode>, BdevError> {
-        let base = Base::open(registry, &self.base, MODULE)?;
-        let (upper, node) = (base.upper(), base.node().clone());
-        Base::register(upper, registry, &self.name, self.uuid, &node, Arc::new(Passthru { base }))
+        Base::build(registry, &self.base, MODULE, &self.name, self.uuid, |base| Arc::new(Passthru { base }))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -88,24 +86,12 @@ impl Bdev for Passthru {
         self.base.supported()
     }
 
-    fn read_only(&self) -> bool {
-        self.base.node().read_only()
+    fn base(&self) -> Option<&Base> {
+        Some(&self.base)
     }
 
     fn open_channel(&self, _: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
         Ok(Box::new(PassthruChannel { lower: self.base.channel()? }))
-    }
-
-    fn base_names(&self) -> Vec<String> {
-        vec![self.base_name().to_owned()]
-    }
-
-    fn stack_depth(&self) -> usize {
-        1 + self.base.node().device().stack_depth()
-    }
-
-    fn destruct(&self) {
-        self.base.close();
     }
 
     fn holds_no_data(&self) -> bool {
