@@ -51,10 +51,14 @@ impl RpcError {
 
     /// A parameter asks for something that this build does not have.
     pub fn not_built(key: &str) -> RpcError {
+        let reason = format!("'{key}' asks for something that this build does not have; leave it out to go without");
+        RpcError::not_built_because(key, reason)
+    }
+
+    /// As [`not_built`](RpcError::not_built), where there is more to say about what is, and what to do.
+    pub fn not_built_because(key: &str, reason: impl Into<String>) -> RpcError {
         let mut error = RpcError::errno(EOPNOTSUPP);
-        error.data = Some(
-            json!({"param": key, "reason": format!("'{key}' asks for something that this build does not have; leave it out to go without")}),
-        );
+        error.data = Some(json!({"param": key, "reason": reason.into()}));
         error
     }
 

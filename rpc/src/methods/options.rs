@@ -291,7 +291,13 @@ impl Default for Options {
 pub(super) fn declare(registry: &mut Registry) {
     registry.add(
         Method::new("iobuf_set_options", When::Startup, set_iobuf)
-            .doc("Sizes of the buffer pools. Stored and dumped: I/O memory is sized by the option -s and committed as it is needed.")
+            .doc(
+                "Sizes of the buffer pools. Stored and dumped, so that saved configurations load; no pool is made from them. I/O memory is one pool \
+                 per core with buffers of 4 KiB to 2 MiB, each size taking what it needs: an equal share of the start-up option `-s`, or 256 MiB, reserved as \
+                 addresses at start, before any method can be called, and committed in steps of 2 MiB as it is used. What has an effect: \
+                 `small_bufsize` divides the sizes that `iobuf_get_stats` counts as small from those it counts as large. If the pools asked for are \
+                 more than `-s` allows, the log says so, with the value of `-s` that would hold them.",
+            )
             .refusal(Refusal::PARAMS_OBJECT)
             .changes()
             .error(-EINVAL, "a pool or a buffer is too small")
@@ -377,7 +383,22 @@ async fn set_iobuf(app: Arc<App>, p: Iobuf) -> Reply {
     if let Some((name, value, least)) = least.iter().find(|(_, value, least)| value < least) {
         return Err(RpcError::errno_because(EINVAL, format!("{name} is {value}; it is at least {least}")));
     }
+    let asked = p.small_pool_count.saturating_mul(p.small_bufsize.into());
+    let asked = asked.saturating_add(p.large_pool_count.saturating_mul(p.large_bufsize.into()));
     *App::lock(&app.options.iobuf) = p;
+    let mut limit = 0;
+    for core in &app.cores {
+        limit += core.call(|reactor| reactor.dma().stats().limit).await.map_or(0, |bytes| bytes as u64);
+    }
+    if limit != 0 && asked > limit {
+        tracing::warn!(
+            "iobuf_set_options asks for pools of {} MiB together, and the cores have {} MiB: waits for buffers are counted in iobuf_get_stats; \
+             start with -s {} to have as much",
+            asked >> 20,
+            limit >> 20,
+            asked.div_ceil(1 << 20)
+        );
+    }
     Ok(json!(true))
 }
 
@@ -399,7 +420,9 @@ async fn set_nvmf(app: Arc<App>, mut p: NvmfConfig) -> Reply {
         return Err(RpcError::not_built(&format!("admin_cmd_passthru.{key}")));
     }
     if p.dup_host_policy != DupHostPolicy::Allow {
-        return Err(RpcError::not_built("dup_host_policy"));
+        let reason = "dup_host_policy 'restrict_per_listener' is not built: a host may connect more than once to a listener; use 'allow', \
+                      or leave it out";
+        return Err(RpcError::not_built_because("dup_host_policy", reason));
     }
     if let Some(words) = p.discovery_filter.take() {
         for word in words.split(',').filter(|word| *word != "match_any") {
