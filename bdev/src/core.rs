@@ -45,6 +45,8 @@ pub trait IoWaiter: 'static {
 pub struct PoolStats {
     /// Requests in the pool.
     pub capacity: u32,
+    /// Those of them that are kept for children of requests in flight.
+    pub child_reserve: u32,
     /// Requests handed out now.
     pub in_use: u32,
     /// Most requests ever handed out at once.
@@ -249,7 +251,13 @@ impl Pool {
     }
 
     fn stats(&self) -> PoolStats {
-        PoolStats { capacity: self.capacity, in_use: self.in_use.get(), peak: self.peak.get(), waits: self.waits.get() }
+        PoolStats {
+            capacity: self.capacity,
+            child_reserve: self.child_reserve,
+            in_use: self.in_use.get(),
+            peak: self.peak.get(),
+            waits: self.waits.get(),
+        }
     }
 }
 

@@ -2,7 +2,12 @@
 //! needed, each chunk cut into blocks of one size class. Buffers are reference-counted slices of blocks.
 #![allow(unsafe_code)]
 
+mod account;
+mod reserve;
+
 use crate::options::DmaOptions;
+pub use account::{Account, Shortage};
+pub use reserve::Reserve;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::ptr::NonNull;
@@ -65,6 +70,10 @@ struct Block {
     chunk: u16,
     index: u16,
     pool: Cell<*const Pool>,
+    /// Set aside: it does not return to the pool.
+    kept: Cell<bool>,
+    /// Who is charged for it.
+    account: Cell<Option<Rc<Account>>>,
     /// Memory that is not the pool's: whom to tell when the last reference goes.
     release: Cell<Option<Release>>,
 }
@@ -105,6 +114,9 @@ struct Pool {
     registrar: RefCell<Option<Box<dyn MemRegistrar>>>,
     registered: Cell<usize>,
     register_error: RefCell<Option<String>>,
+    /// Buffers that returned, and those of them that are set aside.
+    returned: Cell<u64>,
+    returned_kept: Cell<u64>,
     /// Foreign blocks live here so that their addresses are stable.
     slabs: UnsafeCell<Vec<Box<[Block]>>>,
 }
@@ -128,14 +140,38 @@ impl DmaPool {
             registrar: RefCell::new(None),
             registered: Cell::new(0),
             register_error: RefCell::new(None),
+            returned: Cell::new(0),
+            returned_kept: Cell::new(0),
             slabs: UnsafeCell::new(Vec::new()),
         })))
     }
 
     /// A buffer of `len` bytes, 4 KiB-aligned, contents undefined (of earlier users): `None` when the pool is dry or `len`
     /// exceeds 2 MiB. It comes from the smallest class that fits; when that cannot grow any more, from a larger one.
+    #[inline]
     pub fn alloc(&self, len: usize) -> Option<DmaBuf> {
-        let class = CLASSES.iter().position(|&c| c >= len)?;
+        self.alloc_in(class_of(len)?, len)
+    }
+
+    /// As [`alloc`](Self::alloc), at the expense of `account`.
+    ///
+    /// # Errors
+    /// What there is not enough of.
+    #[inline]
+    pub fn alloc_for(&self, len: usize, account: &Rc<Account>) -> Result<DmaBuf, Shortage> {
+        let class = class_of(len).ok_or(Shortage::Pool)?;
+        if !account.allows(CLASSES[class]) {
+            return Err(Shortage::Account);
+        }
+        let buf = self.alloc_in(class, len).ok_or(Shortage::Pool)?;
+        let block = buf.block();
+        let got = self.0.state.borrow().chunks[block.chunk as usize].class; // a larger one may stand in
+        account.add(CLASSES[got as usize]);
+        block.account.set(Some(account.clone()));
+        Ok(buf)
+    }
+
+    fn alloc_in(&self, class: usize, len: usize) -> Option<DmaBuf> {
         let mut state = self.0.state.borrow_mut();
         let state = &mut *state;
         let at = match state.classes[class].partial.last() {
@@ -190,9 +226,21 @@ impl DmaPool {
         DmaBuf { ptr, len, block }
     }
 
+    /// How many buffers have returned, and how many of those that are set aside ([`Reserve`]): while neither changes, who found
+    /// nothing finds nothing still.
+    #[inline]
+    pub fn returned(&self) -> (u64, u64) {
+        (self.0.returned.get(), self.0.returned_kept.get())
+    }
+
+    /// Bytes that may be committed.
+    pub fn limit(&self) -> usize {
+        self.0.chunks_max * CHUNK
+    }
+
     /// Counts that somebody waits for a buffer of `len` bytes.
     pub fn note_wait(&self, len: usize) {
-        if let Some(class) = CLASSES.iter().position(|&c| c >= len) {
+        if let Some(class) = class_of(len) {
             self.0.state.borrow_mut().classes[class].stats.waits += 1;
         }
     }
@@ -270,6 +318,11 @@ impl Pool {
     }
 
     fn free(&self, block: &Block) {
+        self.returned.set(self.returned.get() + 1);
+        if block.kept.get() {
+            self.returned_kept.set(self.returned_kept.get() + 1);
+            return;
+        }
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         if block.chunk == FOREIGN {
@@ -277,6 +330,9 @@ impl Pool {
             return;
         }
         let chunk = &mut state.chunks[block.chunk as usize];
+        if let Some(a) = block.account.take() {
+            a.sub(CLASSES[chunk.class as usize]);
+        }
         let class = &mut state.classes[chunk.class as usize];
         if chunk.free.is_empty() {
             class.partial.push(block.chunk);
@@ -342,7 +398,15 @@ impl Drop for Pool {
 
 impl Block {
     fn new(chunk: u16, index: u16) -> Self {
-        Block { refs: Cell::new(0), chunk, index, pool: Cell::new(std::ptr::null()), release: Cell::new(None) }
+        Block {
+            refs: Cell::new(0),
+            chunk,
+            index,
+            pool: Cell::new(std::ptr::null()),
+            kept: Cell::new(false),
+            account: Cell::new(None),
+            release: Cell::new(None),
+        }
     }
 }
 
@@ -413,16 +477,6 @@ impl DmaBuf {
         Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) })
     }
 
-    /// As [`get_mut`](Self::get_mut), where `other` may be the one other reference to the same memory.
-    #[inline]
-    pub fn get_mut_with<'a>(&'a mut self, other: &'a mut DmaBuf) -> Option<&'a mut [u8]> {
-        if !std::ptr::eq(self.block(), other.block()) || self.block().refs.get() != 2 || self.block().chunk == FOREIGN {
-            return None;
-        }
-        // SAFETY: these two are the only references to the block, and both are borrowed for as long as the slice lives.
-        Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) })
-    }
-
     /// Whether nobody else refers to the same memory.
     #[inline]
     pub fn is_unique(&self) -> bool {
@@ -472,6 +526,12 @@ impl std::fmt::Debug for DmaBuf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DmaBuf").field("ptr", &self.ptr).field("len", &self.len).finish()
     }
+}
+
+/// The smallest class that holds `len` bytes.
+#[inline]
+fn class_of(len: usize) -> Option<usize> {
+    CLASSES.iter().position(|&c| c >= len)
 }
 
 /// Address space for `chunks` chunks, aligned to a chunk, inaccessible.
@@ -608,6 +668,56 @@ mod tests {
         let larger = p.alloc(2 << 20).expect("the chunk of the small class is empty");
         assert!(p.alloc(4096).is_some(), "from the megabyte class, which has a block left");
         drop((large, larger));
+    }
+
+    #[test]
+    fn an_account_is_charged_until_the_last_reference_goes_and_never_holds_more_than_it_may() {
+        let p = pool(2);
+        let (a, b) = (Rc::new(Account::new(3 << 17)), Rc::new(Account::new(usize::MAX)));
+        let mut bufs: Vec<_> = (0..3).map(|_| p.alloc_for(100_000, &a).unwrap()).collect();
+        assert_eq!(a.held(), 3 << 17);
+        assert_eq!(p.alloc_for(1, &a).unwrap_err(), Shortage::Account);
+        let tail = bufs[0].slice(0, 1);
+        bufs.remove(0);
+        assert_eq!(a.held(), 3 << 17, "a part of it is still in use");
+        drop(tail);
+        assert_eq!(a.held(), 2 << 17);
+        // What is left is another's, whatever the first one does.
+        let rest: Vec<_> = std::iter::from_fn(|| p.alloc_for(2 << 20, &b).ok()).collect();
+        assert_eq!((rest.len(), p.alloc_for(2 << 20, &b).unwrap_err()), (1, Shortage::Pool));
+        drop((bufs, rest));
+        assert_eq!((a.held(), b.held()), (0, 0));
+    }
+
+    #[test]
+    fn a_larger_buffer_that_stands_in_is_charged_as_what_it_is() {
+        let p = pool(1);
+        let a = Rc::new(Account::new(usize::MAX));
+        let large = p.alloc(1 << 20).unwrap();
+        let small = p.alloc_for(4096, &a).unwrap();
+        assert_eq!(a.held(), 1 << 20);
+        drop((large, small));
+        assert_eq!(a.held(), 0);
+    }
+
+    #[test]
+    fn what_is_set_aside_is_there_when_the_pool_is_dry_and_for_one_at_a_time() {
+        let p = pool(1);
+        let r = p.reserve(128 << 10).unwrap();
+        let others: Vec<_> = std::iter::from_fn(|| p.alloc(1)).collect();
+        assert!(p.alloc(1).is_none() && !others.is_empty());
+        let mut b = r.take(5000).unwrap();
+        assert!(r.take(1).is_none() && b.get_mut().is_some_and(|b| b.len() == 5000));
+        let before = p.returned();
+        drop(b);
+        assert_eq!(p.returned(), (before.0 + 1, before.1 + 1));
+        assert!(r.take((128 << 10) + 1).is_none());
+        assert!(p.alloc(1).is_none(), "it does not return to the pool");
+        let last = r.take(1).unwrap();
+        drop(r);
+        assert!(p.alloc(1).is_none(), "somebody has it still");
+        drop(last);
+        assert!(p.alloc(128 << 10).is_some(), "it is the pool's again");
     }
 
     #[test]

@@ -67,7 +67,7 @@ mod timer;
 mod turn;
 
 pub use clock::{nanos, rdtsc, tick_rate, ticks};
-pub use dma::{CHUNK, CLASSES, ClassStats, DmaBuf, DmaPool, DmaStats, MemRegistrar};
+pub use dma::{Account, CHUNK, CLASSES, ClassStats, DmaBuf, DmaPool, DmaStats, MemRegistrar, Reserve, Shortage};
 pub use engine::{CQE_F_BUFFER, CQE_F_MORE, CQE_F_SOCK_NONEMPTY, Completion, OpId, OpKind, RingOp};
 pub use error::StartError;
 pub use options::{DmaOptions, Options, PollMode, RingOptions};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use longshore_nvmf::{
-    Address, AdrFam, DiscoveryFilter, Referral, SubsystemView, Target, TargetError, TrType, TransportOptions,
+    Address, AdrFam, DiscoveryFilter, Referral, SubsystemView, Target, TargetConfig, TargetError, TrType, Traffic,
+    TransportOptions,
 };
 use longshore_reactor::tick_rate;
 use serde_json::{Map, Value, json};
@@ -164,7 +165,7 @@ pub(super) fn declare(registry: &mut Registry) {
     registry.add(
         on_params(Method::new("nvmf_get_stats", When::Runtime, get_stats))
             .doc("Counters of the target, for each core.")
-            .result("{tick_rate, poll_groups[{name, admin_qpairs, io_qpairs, current_*, pending_bdev_io, completed_nvme_io, transports[]}]}"),
+            .result("{tick_rate, poll_groups[{name, admin_qpairs, io_qpairs, current_*, pending_bdev_io, completed_nvme_io, refused_connects, num_read_ops, bytes_read, num_write_ops, bytes_written, buffer_waits, request_waits, transports[], hosts[{hostnqn, hostid, buffer_bytes, max_buffer_bytes, requests, max_requests}]}]}"),
     );
     registry.add(
         Method::bare("nvmf_get_targets", When::Runtime, "nvmf_get_targets has no parameters.", |_| async {
@@ -319,15 +320,36 @@ async fn get_stats(app: Arc<App>, p: TargetName) -> Reply {
     let target = any_target(&app, p.tgt_name.as_deref())?;
     let groups = target.stats().await.into_iter().map(|group| {
         let transports: Value = group.transports.iter().map(|transport| json!({"trtype": transport.name()})).collect();
-        json!({
+        let hosts = group.hosts.iter().map(|host| {
+            json!({
+                "hostnqn": host.hostnqn, "hostid": uuid_text(host.hostid), "buffer_bytes": host.buffer_bytes,
+                "max_buffer_bytes": host.max_buffer_bytes, "requests": host.requests, "max_requests": host.max_requests,
+            })
+        });
+        let hosts: Value = hosts.collect();
+        let mut out = json!({
             "name": format!("nvmf_tgt_poll_group_{:03}", group.core), "admin_qpairs": group.admin_qpairs, "io_qpairs": group.io_qpairs,
             "current_admin_qpairs": group.current_admin_qpairs, "current_io_qpairs": group.current_io_qpairs,
             "current_unassociated_qpairs": group.current_unassociated_qpairs, "pending_bdev_io": group.pending_bdev_io,
-            "completed_nvme_io": group.completed_nvme_io, "buffer_waits": group.buffer_waits, "refused_connects": group.refused_connects,
-            "transports": transports,
-        })
+            "completed_nvme_io": group.completed_nvme_io, "refused_connects": group.refused_connects,
+            "transports": transports, "hosts": hosts,
+        });
+        out.as_object_mut().expect("an object").extend(traffic(&group.traffic));
+        out
     });
     Ok(json!({"tick_rate": tick_rate(), "poll_groups": groups.collect::<Value>()}))
+}
+
+/// Counters of queue pairs, by the names that bdevs have for theirs.
+pub(super) fn traffic(traffic: &Traffic) -> Map<String, Value> {
+    object(&[
+        ("num_read_ops", json!(traffic.reads)),
+        ("bytes_read", json!(traffic.read_bytes)),
+        ("num_write_ops", json!(traffic.writes)),
+        ("bytes_written", json!(traffic.written_bytes)),
+        ("buffer_waits", json!(traffic.buffer_waits)),
+        ("request_waits", json!(traffic.request_waits)),
+    ])
 }
 
 async fn add_referral(app: Arc<App>, p: AddReferral) -> Reply {
@@ -364,7 +386,10 @@ async fn get_referrals(app: Arc<App>, p: TargetName) -> Reply {
 
 /// Gives the target what was set before the initialisation.
 pub(crate) async fn configure(app: &App, target: &Arc<Target>) -> Result<(), TargetError> {
-    let filters = App::lock(&app.options.nvmf).discovery_filters.clone();
+    let (filters, host_share) = {
+        let o = App::lock(&app.options.nvmf);
+        (o.discovery_filters.clone(), o.host_share.unwrap_or(TargetConfig::default().host_share))
+    };
     let crdt = App::lock(&app.options.crdt).clone();
     let most = *App::lock(&app.options.max_subsystems);
     target
@@ -372,6 +397,7 @@ pub(crate) async fn configure(app: &App, target: &Arc<Target>) -> Result<(), Tar
             config.crdt = [crdt.crdt1, crdt.crdt2, crdt.crdt3];
             // One more: discovery is not counted by clients.
             config.max_subsystems = most.saturating_add(1);
+            config.host_share = host_share;
             config.discovery_filter = DiscoveryFilter {
                 transport: filters.contains(&options::DiscoveryFilter::Transport),
                 address: filters.contains(&options::DiscoveryFilter::Address),

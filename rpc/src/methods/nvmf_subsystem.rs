@@ -13,7 +13,7 @@ use crate::config::Call;
 use crate::decode::{Ignored, NotBuilt};
 use crate::error::{INTERNAL_ERROR, INVALID_PARAMS, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
-use crate::methods::nvmf::{ListenAddress, address_value, call, hex, target, uuid_text};
+use crate::methods::nvmf::{ListenAddress, address_value, call, hex, target, traffic, uuid_text};
 use crate::{choices, params};
 
 choices! {
@@ -381,7 +381,7 @@ pub(super) fn declare(registry: &mut Registry) {
     registry.add(
         asks(Method::new("nvmf_subsystem_get_qpairs", When::Runtime, qpairs))
             .doc("Queue pairs of a subsystem.")
-            .result("array of {cntlid, qid, state, thread, hostnqn, listen_address{}, peer_address{}}"),
+            .result("array of {cntlid, qid, state, thread, hostnqn, listen_address{}, peer_address{}, num_read_ops, bytes_read, num_write_ops, bytes_written, buffer_waits, request_waits}"),
     );
 }
 
@@ -602,11 +602,13 @@ async fn controllers(app: Arc<App>, p: Nqn) -> Reply {
 async fn qpairs(app: Arc<App>, p: Nqn) -> Reply {
     let list = find_target(&app, p.tgt_name.as_deref())?.qpairs(&p.nqn).await.map_err(refused)?;
     let list = list.into_iter().map(|q| {
-        json!({
+        let mut out = json!({
             "cntlid": q.cntlid, "qid": q.qid, "state": if q.enabled { "enabled" } else { "deactivating" },
             "thread": format!("nvmf_tgt_poll_group_{:03}", q.core), "hostnqn": q.hostnqn,
             "listen_address": address_value(&q.listen_address), "peer_address": address_value(&q.peer_address),
-        })
+        });
+        out.as_object_mut().expect("an object").extend(traffic(&q.traffic));
+        out
     });
     Ok(list.collect())
 }

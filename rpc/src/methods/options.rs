@@ -187,6 +187,8 @@ params! {
         dhchap_dhgroups: Vec<DhchapGroup> = all_groups(),
         /// What happens when a host connects twice; only `allow` is built.
         dup_host_policy: DupHostPolicy = DupHostPolicy::Allow,
+        /// Percent of a core's shared buffers and requests that one host may hold, 1 to 100; without it 50.
+        host_share: Option<u8>,
     }
 }
 
@@ -418,6 +420,9 @@ async fn set_nvmf(app: Arc<App>, mut p: NvmfConfig) -> Reply {
         && let Some((key, _)) = passthru.iter().find(|(_, on)| **on == json!(true))
     {
         return Err(RpcError::not_built(&format!("admin_cmd_passthru.{key}")));
+    }
+    if let Some(percent) = p.host_share.filter(|percent| !(1..=100).contains(percent)) {
+        return Err(RpcError::invalid_params(format!("host_share: {percent} is not a percentage from 1 to 100")));
     }
     if p.dup_host_policy != DupHostPolicy::Allow {
         let reason = "dup_host_policy 'restrict_per_listener' is not built: a host may connect more than once to a listener; use 'allow', \

@@ -46,6 +46,7 @@ pub(crate) struct Identity {
     pub(crate) subsystem: u64,
     pub(crate) nqn: String,
     pub(crate) hostnqn: String,
+    pub(crate) hostid: [u8; 16],
     /// Core that owns the controller.
     pub(crate) core: usize,
     /// Largest write zeroes: 4 KiB times two to this power.

@@ -1,132 +1,168 @@
-//! Buffers of commands. Each queue pair has one of the largest size for itself, so that it always makes progress; the rest of
-//! the core's memory is shared, first come first served.
+//! Buffers of commands: who gets one, and who waits. The rules are in `share`.
 
 use std::rc::Rc;
 
+use longshore_reactor::{DmaBuf, Shortage};
+
 use crate::poll_group::PollGroup;
-use crate::qpair::{Life, Qpair};
+use crate::qpair::Qpair;
 use crate::request::Phase;
+use crate::share::Want;
 
-/// A command that waits for a buffer.
-pub(crate) struct Waiter {
-    serial: u64,
-    slot: u16,
-}
-
-/// Waiters looked at per turn.
+/// Commands served per turn.
 const BUDGET: usize = 64;
 
 impl Qpair {
-    /// Takes the buffer that a connected queue pair always has. False: the core cannot promise any more.
+    /// Sets the buffer aside that a connected queue pair always has. False: the core cannot promise any more.
     pub(crate) fn reserve_buffer(&self) -> bool {
-        let mut r = self.reserve.borrow_mut();
-        if r.is_none() {
-            *r = self.group.reactor().dma().alloc(self.options.max_io_size as usize);
+        let len = self.options.max_io_size as usize;
+        let mut own = self.reserve.borrow_mut();
+        if own.is_none() {
+            *own = self.group.reactor().dma().reserve(len);
+            if own.is_some() {
+                self.group.shares.promise(self.group.reactor(), len, self.own_requests(), true);
+            }
         }
-        r.is_some()
+        own.is_some()
+    }
+
+    /// Gives it back.
+    pub(crate) fn unreserve_buffer(&self) {
+        let own = self.reserve.borrow_mut().take();
+        if let Some(own) = own {
+            self.group.shares.promise(self.group.reactor(), own.size(), self.own_requests(), false);
+        }
     }
 
     /// Gives the command in `slot` the buffer that `begin` asked for. False: `QpairTransport::buffer_ready` comes when it has
     /// it; until then nothing else is done with the command.
     #[inline]
     pub fn get_buffer(self: &Rc<Self>, slot: u16) -> bool {
-        if self.group.waiters.borrow().is_empty() && self.try_buffer(slot) {
-            return true;
+        let len = self.slots[usize::from(slot)].borrow().len as usize;
+        let shares = &self.group.shares;
+        // Those of the host who wait go first, and so do all who wait for so large a buffer.
+        if len < shares.dry.get() && !self.host().waits(Want::Buffer) {
+            match self.shared_buffer(len) {
+                Ok(buf) => {
+                    self.slots[usize::from(slot)].borrow_mut().buf = Some(buf);
+                    return true;
+                }
+                Err(why) => return self.own_or_wait(slot, len, why == Shortage::Pool),
+            }
         }
-        self.wait_buffer(slot)
+        self.own_or_wait(slot, len, false)
     }
 
     #[inline]
-    fn try_buffer(&self, slot: u16) -> bool {
-        let mut r = self.slots[usize::from(slot)].borrow_mut();
-        let len = r.len as usize;
-        r.buf = self.group.reactor().dma().alloc(len);
-        if r.buf.is_none() {
-            // The reserve is free if nobody else refers to its memory: no command, and no send queue.
-            let mut own = self.reserve.borrow_mut();
-            if let Some(b) = own.as_mut().filter(|b| b.len() >= len)
-                && b.get_mut().is_some()
-            {
-                r.buf = Some(b.slice(0, len));
-            }
+    fn shared_buffer(&self, len: usize) -> Result<DmaBuf, Shortage> {
+        self.group.reactor().dma().alloc_for(len, &self.host().memory)
+    }
+
+    /// The queue pair's own buffer, if it is free.
+    fn own_buffer(&self, len: usize) -> Option<DmaBuf> {
+        match &*self.reserve.borrow() {
+            Some(own) => own.take(len),
+            // Not connected yet.
+            None => self.group.shares.connect.borrow().as_ref()?.take(len),
         }
-        r.buf.is_some()
     }
 
     #[cold]
-    fn wait_buffer(self: &Rc<Self>, slot: u16) -> bool {
-        if self.try_reserve_only(slot) {
+    fn own_or_wait(self: &Rc<Self>, slot: u16, len: usize, dry: bool) -> bool {
+        let own = if self.lines[Want::Buffer as usize].is_empty() { self.own_buffer(len) } else { None };
+        let mut r = self.slots[usize::from(slot)].borrow_mut();
+        if own.is_some() {
+            r.buf = own;
             return true;
         }
-        let len = {
-            let mut r = self.slots[usize::from(slot)].borrow_mut();
-            r.waits_buffer = true;
-            r.len as usize
-        };
-        let g = &self.group;
-        g.reactor().dma().note_wait(len);
-        g.counters.buffer_waits.set(g.counters.buffer_waits.get() + 1);
-        g.waiters.borrow_mut().push_back(Waiter { serial: self.serial, slot });
-        if let Some(p) = g.poller.get() {
-            p.set_pending(true);
+        r.waits_buffer = true;
+        drop(r);
+        let shares = &self.group.shares;
+        if dry {
+            shares.dry.set(shares.dry.get().min(len));
         }
+        self.group.reactor().dma().note_wait(len);
+        shares.line_up(Want::Buffer, self, slot);
         false
     }
 
-    /// Others wait for shared memory: only the own buffer may be taken before them.
-    fn try_reserve_only(&self, slot: u16) -> bool {
-        let mut r = self.slots[usize::from(slot)].borrow_mut();
-        let len = r.len as usize;
-        let mut own = self.reserve.borrow_mut();
-        if let Some(b) = own.as_mut().filter(|b| b.len() >= len)
-            && b.get_mut().is_some()
+    /// Gives the first command of the line its buffer, if `take` finds one.
+    fn serve_buffer(self: &Rc<Self>, take: impl FnOnce(&Qpair, usize) -> Option<DmaBuf>) -> bool {
+        let line = &self.lines[Want::Buffer as usize];
+        let Some(slot) = line.slots.borrow().front().copied() else { return false };
+        let len = {
+            let r = self.slots[usize::from(slot)].borrow();
+            debug_assert!(r.waits_buffer && r.phase == Phase::Begun, "slot {slot} left the line unseen");
+            r.len as usize
+        };
+        let Some(buf) = take(self, len) else { return false };
+        line.slots.borrow_mut().pop_front();
         {
-            r.buf = Some(b.slice(0, len));
-            return true;
+            let mut r = self.slots[usize::from(slot)].borrow_mut();
+            r.buf = Some(buf);
+            r.waits_buffer = false;
         }
-        false
+        if let Some(t) = self.transport() {
+            t.buffer_ready(slot);
+        }
+        true
+    }
+
+    /// The command in `slot` ends: it waits for no buffer any more.
+    #[inline]
+    pub(crate) fn stop_waiting_for_buffer(&self, slot: u16) {
+        if std::mem::take(&mut self.slots[usize::from(slot)].borrow_mut().waits_buffer) {
+            self.group.shares.leave(Want::Buffer, self, slot);
+        }
     }
 }
 
 impl PollGroup {
-    /// Gives buffers to those who wait, longest wait first; who waits for shared memory does not hold up those whose own
-    /// buffer is free again.
-    pub(crate) fn serve_waiters(&self) -> usize {
-        let n = self.waiters.borrow().len().min(BUDGET);
-        if n == 0 {
+    /// Gives buffers to those who wait, if any returned since the last look. Returns how many.
+    #[inline]
+    pub(crate) fn serve_buffers(&self) -> usize {
+        let s = &self.shares;
+        if s.nobody(Want::Buffer) {
             return 0;
         }
-        let mut served = 0;
-        for _ in 0..n {
-            let Some(w) = self.waiters.borrow_mut().pop_front() else { break };
-            let Some(q) = self.find_qpair(w.serial).filter(|q| q.life.get() < Life::Closing) else { continue };
-            let waits = {
-                let r = q.slots[usize::from(w.slot)].borrow();
-                r.phase == Phase::Begun && r.waits_buffer
-            };
-            if !waits {
-                continue;
-            }
-            if q.try_buffer(w.slot) {
-                q.slots[usize::from(w.slot)].borrow_mut().waits_buffer = false;
-                served += 1;
-                if let Some(t) = q.transport() {
-                    t.buffer_ready(w.slot);
-                }
-            } else {
-                self.waiters.borrow_mut().push_back(w);
-            }
-        }
-        if self.waiters.borrow().is_empty()
-            && let Some(p) = self.poller.get()
-        {
-            p.set_pending(false);
-        }
-        served
+        let now = self.reactor().dma().returned();
+        let look = s.look[Want::Buffer as usize].take();
+        if now == s.seen.get() && !look { 0 } else { self.look_for_buffers(now) }
     }
 
-    /// A queue pair waits no more.
-    pub(crate) fn forget_waiters(&self, serial: u64) {
-        self.waiters.borrow_mut().retain(|w| w.serial != serial);
+    #[inline(never)]
+    fn look_for_buffers(&self, now: (u64, u64)) -> usize {
+        let s = &self.shares;
+        let (_, own_seen) = s.seen.replace(now);
+        let mut served = 0;
+        if now.1 != own_seen {
+            for host in s.waiting(Want::Buffer) {
+                for qp in host.waiting(Want::Buffer) {
+                    served += usize::from(qp.serve_buffer(|q, len| q.own_buffer(len)));
+                }
+            }
+        }
+        // Where the pool has nothing for a length, it has nothing for longer ones.
+        let mut dry = usize::MAX;
+        let shared = s.serve(Want::Buffer, BUDGET, |qp| {
+            qp.serve_buffer(|q, len| {
+                if len >= dry {
+                    return None;
+                }
+                match q.shared_buffer(len) {
+                    Ok(buf) => Some(buf),
+                    Err(Shortage::Pool) => {
+                        dry = len;
+                        None
+                    }
+                    Err(Shortage::Account) => None,
+                }
+            })
+        });
+        s.dry.set(dry);
+        if shared == BUDGET {
+            s.look[Want::Buffer as usize].set(true);
+        }
+        served + shared
     }
 }

@@ -96,7 +96,7 @@ fn answer(qp: &Qpair, slot: u16, r: Result<u16, Refusal>) {
         Err(Refusal(status, dw0)) => {
             if qp.life.get() == Life::Connecting {
                 qp.life.set(Life::New);
-                *qp.reserve.borrow_mut() = None;
+                qp.unreserve_buffer();
             }
             (status, dw0)
         }
@@ -188,8 +188,7 @@ fn set_queue(qp: &Qpair, cmd: &ConnectCmd) {
 /// Takes what a queue pair is guaranteed: one buffer of the largest size, and requests of the block layer.
 fn reserve(qp: &Qpair) -> Result<(), Refusal> {
     let g = &qp.group;
-    let requests = g.bdev.pool_stats().capacity as usize;
-    if g.qpairs.borrow().len() * 4 > requests || !qp.reserve_buffer() {
+    if !g.shares.can_promise(qp.own_requests()) || !qp.reserve_buffer() {
         g.counters.refused.set(g.counters.refused.get() + 1);
         return Err(Refusal(Status::CONNECT_CONTROLLER_BUSY, 0));
     }
@@ -229,6 +228,7 @@ fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData) -> Result
         subsystem: sub.id,
         nqn,
         hostnqn,
+        hostid: data.hostid,
         core: g.core(),
         wzsl: sub.options.wzsl,
         dmrsl: sub.options.dmrsl,
@@ -236,6 +236,7 @@ fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData) -> Result
     };
     let access = g.access(&who, &listener);
     let _ = qp.access.set(access.clone());
+    let _ = qp.of_host.set(g.shares.host(g.reactor(), &who.hostnqn, who.hostid));
     let c = Controller::new(g, qp, who, data.hostid, sub, access, cmd.kato.get());
     let _ = qp.admin.set(c);
     set_queue(qp, cmd);
@@ -317,6 +318,8 @@ fn io_answered(qp: &Rc<Qpair>, slot: u16, r: Result<Identity, (Status, u32)>) {
             if let Some(t) = qp.transport().filter(|t| still_admitted(&**t)) {
                 let access = qp.group.access(&who, t.listener());
                 let _ = qp.access.set(access);
+                let g = &qp.group;
+                let _ = qp.of_host.set(g.shares.host(g.reactor(), &who.hostnqn, who.hostid));
                 let c = &qp.group.counters.io;
                 c.set(c.get() + 1);
                 Ok(cntlid)

@@ -191,10 +191,17 @@ pub struct TargetConfig {
     pub max_subsystems: u32,
     /// What discovery shows.
     pub discovery_filter: DiscoveryFilter,
+    /// Percent, 1 to 100, that one host may hold of what a core shares among all hosts.
+    pub host_share: u8,
 }
 
 impl Default for TargetConfig {
     fn default() -> Self {
-        TargetConfig { crdt: [0; 3], max_subsystems: 1024, discovery_filter: DiscoveryFilter::default() }
+        TargetConfig {
+            crdt: [0; 3],
+            max_subsystems: 1024,
+            discovery_filter: DiscoveryFilter::default(),
+            host_share: 50,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What one core holds of the target: its queue pairs, the controllers it owns, and its copy of the configuration.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,11 @@ use longshore_reactor::{DmaBuf, Poller, Reactor, oneshot};
 
 use crate::access::{Access, Identity, LiveNamespace};
 use crate::address::Address;
-use crate::buffer::Waiter;
 use crate::control::{ControllerInfo, GroupStats, QpairInfo};
 use crate::controller::Controller;
 use crate::qpair::{Life, Qpair};
+use crate::share::Shares;
+use crate::tally::Traffic;
 use crate::target::Target;
 use crate::transport::Disconnect;
 use crate::view::{Namespace, TargetView};
@@ -32,7 +33,6 @@ pub(crate) struct Counters {
     pub(crate) io: Cell<u32>,
     pub(crate) completed: Cell<u64>,
     pub(crate) pending_io: Cell<u64>,
-    pub(crate) buffer_waits: Cell<u64>,
     pub(crate) refused: Cell<u64>,
 }
 
@@ -50,9 +50,11 @@ pub struct PollGroup {
     /// By controller and listener: queue pairs of one controller share the table.
     access: RefCell<Vec<Weak<Access>>>,
     namespaces: RefCell<HashMap<u64, Weak<LiveNamespace>>>,
-    pub(crate) waiters: RefCell<VecDeque<Waiter>>,
-    pub(crate) poller: OnceCell<Poller>,
+    pub(crate) shares: Shares,
+    poller: OnceCell<Poller>,
     pub(crate) counters: Counters,
+    /// Of queue pairs that are gone.
+    gone: Cell<Traffic>,
 }
 
 /// How often what does not end is aborted again.
@@ -69,18 +71,21 @@ impl PollGroup {
             core,
             reactor: reactor.clone(),
             bdev: CoreState::current(),
+            shares: Shares::new(reactor, view.config.host_share),
             told: RefCell::new(view.clone()),
             view: RefCell::new(view),
             qpairs: RefCell::default(),
             controllers: RefCell::default(),
             access: RefCell::default(),
             namespaces: RefCell::default(),
-            waiters: RefCell::default(),
             poller: OnceCell::new(),
             counters: Counters::default(),
+            gone: Cell::default(),
         });
         let weak = Rc::downgrade(&group);
-        let poller = reactor.poller(format!("nvmf_{core}"), move |_| weak.upgrade().map_or(0, |g| g.serve_waiters()));
+        let poller = reactor.poller(format!("nvmf_{core}"), move |_| {
+            weak.upgrade().map_or(0, |g| g.serve_buffers() + g.serve_requests())
+        });
         let _ = group.poller.set(poller);
         GROUPS.with(|c| c.borrow_mut().push(group));
     }
@@ -144,6 +149,7 @@ impl PollGroup {
             }
             std::mem::replace(&mut *cur, view.clone())
         };
+        self.shares.set_percent(&self.reactor, view.config.host_share);
         let accesses: Vec<Rc<Access>> = {
             let mut a = self.access.borrow_mut();
             a.retain(|w| w.strong_count() > 0);
@@ -309,6 +315,7 @@ impl PollGroup {
 
     pub(crate) fn add_qpair(&self, qp: &Rc<Qpair>) {
         self.qpairs.borrow_mut().insert(qp.serial, qp.clone());
+        self.shares.expect_connects(&self.reactor, true);
     }
 
     pub(crate) fn find_qpair(&self, serial: u64) -> Option<Rc<Qpair>> {
@@ -322,6 +329,12 @@ impl PollGroup {
     /// A queue pair has ended.
     pub(crate) fn qpair_gone(&self, qp: &Qpair) {
         let me = self.qpairs.borrow_mut().remove(&qp.serial);
+        if self.qpairs.borrow().is_empty() {
+            self.shares.expect_connects(&self.reactor, false);
+        }
+        let mut gone = self.gone.get();
+        gone += qp.traffic();
+        self.gone.set(gone);
         if let Some(c) = qp.admin.get() {
             c.destroy();
         } else if let Some(a) = qp.access.get() {
@@ -355,6 +368,7 @@ impl PollGroup {
                 hostnqn: a.who.hostnqn.clone(),
                 listen_address: a.listener.clone(),
                 peer_address: q.transport()?.peer(),
+                traffic: q.traffic(),
             })
         });
         listed.collect()
@@ -368,11 +382,13 @@ impl PollGroup {
             io_qpairs: c.io.get(),
             pending_bdev_io: c.pending_io.get(),
             completed_nvme_io: c.completed.get(),
-            buffer_waits: c.buffer_waits.get(),
             refused_connects: c.refused.get(),
             ..GroupStats::default()
         };
+        s.traffic = self.gone.get();
+        s.hosts = self.shares.hosts().iter().map(|h| self.shares.info(h)).collect();
         for q in self.qpairs.borrow().values() {
+            s.traffic += q.traffic();
             match (q.access.get().is_some(), q.qid.get()) {
                 (false, _) => s.current_unassociated_qpairs += 1,
                 (true, 0) => s.current_admin_qpairs += 1,

@@ -13,15 +13,14 @@
 //! [`shutdown`](Qpair::shutdown) once; after that it is never called again, except for the given continuation.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use longshore_bdev::{IoRef, IoWaiter, Submitter};
+use longshore_bdev::{IoRef, Submitter};
 use longshore_nvme::wire::fabrics::ConnectCmd;
-use longshore_nvme::wire::opcode::io::DATASET_MANAGEMENT;
+use longshore_nvme::wire::opcode::io::{DATASET_MANAGEMENT, READ, WRITE};
 use longshore_nvme::wire::{Cqe, Sqe, Status};
-use longshore_reactor::{DmaBuf, Timer};
+use longshore_reactor::{DmaBuf, Reserve, Timer};
 
 use crate::access::Access;
 use crate::controller::Controller;
@@ -30,6 +29,8 @@ use crate::options::TransportOptions;
 use crate::place::Placement;
 use crate::poll_group::{ABORT_AGAIN, PollGroup};
 use crate::request::{Begin, Kind, Phase, Request};
+use crate::share::{Host, Line, Want};
+use crate::tally::{Tally, Traffic};
 use crate::transport::{Disconnect, QpairTransport};
 use crate::{admin, connect};
 
@@ -73,10 +74,15 @@ pub struct Qpair {
     /// Commands that the core has.
     pub(crate) busy: Cell<u32>,
     pub(crate) fused: Cell<io::fused::Pending>,
-    /// Commands that wait for a request of the block layer.
-    pub(crate) starved: RefCell<VecDeque<u16>>,
+    /// Commands that wait for a buffer, and for a request of the block layer.
+    pub(crate) lines: [Line; 2],
+    /// Requests of the block layer that it has.
+    pub(crate) requests: Cell<u32>,
     /// The buffer that this queue pair always has.
-    pub(crate) reserve: RefCell<Option<DmaBuf>>,
+    pub(crate) reserve: RefCell<Option<Reserve>>,
+    /// Whose it is, once Connect succeeded.
+    pub(crate) of_host: OnceCell<Rc<Host>>,
+    pub(crate) tally: Tally,
     then: RefCell<Option<Box<dyn FnOnce()>>>,
     disconnecting: Cell<bool>,
     /// While the connection ends: aborts again what was between two layers of a device and was found by none.
@@ -115,8 +121,11 @@ impl Qpair {
             admin: OnceCell::new(),
             busy: Cell::new(0),
             fused: Cell::new(io::fused::Pending::None),
-            starved: RefCell::new(VecDeque::with_capacity(usize::from(n))),
+            lines: [Line::new(n), Line::new(n)],
+            requests: Cell::new(0),
             reserve: RefCell::new(None),
+            of_host: OnceCell::new(),
+            tally: Tally::default(),
             then: RefCell::new(None),
             disconnecting: Cell::new(false),
             aborter: RefCell::new(None),
@@ -149,6 +158,18 @@ impl Qpair {
     /// Options of the transport.
     pub fn options(&self) -> &Arc<TransportOptions> {
         &self.options
+    }
+
+    /// Whose it is.
+    #[inline]
+    pub(crate) fn host(&self) -> &Rc<Host> {
+        self.of_host.get().unwrap_or(&self.group.shares.strangers)
+    }
+
+    /// What it has moved, and how often it had to wait.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let waits = |want: Want| self.lines[want as usize].waits.get();
+        self.tally.traffic(waits(Want::Buffer), waits(Want::Request))
     }
 
     /// A slot for the next command; `None`: stop to receive until one is released.
@@ -220,6 +241,7 @@ impl Qpair {
 
     /// Ends a command that the transport has, as if it had been executed.
     pub(crate) fn end_begun(self: &Rc<Self>, slot: u16, status: Status) {
+        self.stop_waiting_for_buffer(slot);
         self.slots[usize::from(slot)].borrow_mut().phase = Phase::Executing;
         self.busy.set(self.busy.get() + 1);
         io::fused::half_failed(self, slot);
@@ -240,6 +262,12 @@ impl Qpair {
             }
             if !status.is_ok() {
                 self.note_error(&r);
+            } else if r.kind == Kind::Io {
+                match r.sqe.opcode {
+                    READ => self.tally.count_read(r.len),
+                    WRITE => self.tally.count_write(r.len),
+                    _ => {}
+                }
             }
         }
         self.group.counters.completed.set(self.group.counters.completed.get() + 1);
@@ -309,13 +337,7 @@ impl Qpair {
     #[inline]
     pub fn with_buffer<T>(&self, slot: u16, f: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
         let mut r = self.slots[usize::from(slot)].borrow_mut();
-        let buf = r.buf.as_mut()?;
-        if buf.is_unique() {
-            return buf.get_mut().map(f);
-        }
-        // The queue pair's own buffer: it keeps a reference to find it again.
-        let mut own = self.reserve.borrow_mut();
-        buf.get_mut_with(own.as_mut()?).map(f)
+        r.buf.as_mut()?.get_mut().map(f)
     }
 
     /// The response was queued: the slot may be used again.
@@ -351,9 +373,9 @@ impl Qpair {
         *self.transport.borrow_mut() = None;
         *self.then.borrow_mut() = Some(Box::new(then));
         self.busy.set(self.busy.get() + 1); // not idle before all below ran
-        self.group.forget_waiters(self.serial);
         connect::closing(self);
-        let starved: Vec<u16> = self.starved.borrow_mut().drain(..).collect();
+        let starved = self.lines[Want::Request as usize].slots.take();
+        self.group.shares.forget(self);
         for slot in starved {
             self.complete(slot, Status::ABORTED_SQ_DELETION);
         }
@@ -418,7 +440,7 @@ impl Qpair {
             return;
         }
         self.life.set(Life::Closed);
-        *self.reserve.borrow_mut() = None;
+        self.unreserve_buffer();
         *self.aborter.borrow_mut() = None;
         let then = self.then.borrow_mut().take();
         self.group.qpair_gone(self);
@@ -432,14 +454,5 @@ impl Submitter for Qpair {
     #[inline]
     fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
         io::done(&self, io, tag);
-    }
-}
-
-impl IoWaiter for Qpair {
-    fn io_available(self: Rc<Self>) {
-        let next = self.starved.borrow_mut().pop_front();
-        if let Some(slot) = next {
-            io::resume(&self, slot);
-        }
     }
 }

@@ -11,7 +11,7 @@ use longshore_nvme::wire::{SglDescriptor, Sqe, Status};
 use longshore_reactor::Options;
 use std::sync::mpsc;
 use std::time::Duration;
-use world::{NQN, Setup, World};
+use world::{NQN, Setup, World, block_on};
 
 /// Longer than any test waits for an answer.
 const FOREVER: Duration = Duration::from_secs(600);
@@ -20,13 +20,16 @@ const POOL: u32 = 12;
 
 /// One core, a small pool, and a device that answers when it is aborted.
 fn stuck() -> World {
-    Setup {
+    let w = Setup {
         runtime: Options { cores: vec![0], pin: false, ..Options::default() },
         delay: Some(FOREVER),
         requests: CoreOptions { requests: 16, child_reserve: 4 },
         ..Setup::default()
     }
-    .start()
+    .start();
+    // One host may have all of them.
+    block_on(w.target.set_config(|c| c.host_share = 100)).unwrap();
+    w
 }
 
 fn queues(w: &World) -> (Host, Host) {
@@ -77,14 +80,14 @@ fn exhaust(w: &World, io: &mut Host) -> Vec<u16> {
 
 /// A compare-and-write at `slba`; its halves. It waits for a request when this returns.
 fn starved_pair(w: &World, io: &mut Host, slba: u64) -> [u16; 2] {
-    let before = w.pools()[0].waits;
+    let before = w.request_waits();
     let (old, new) = (vec![0; 512], pattern(9, 512));
     let mut halves = [with_data(io, 0x05, slba, &old), with_data(io, 0x01, slba, &new)];
     halves[0].flags |= 1;
     halves[1].flags |= 2;
     io.send_cmd(&halves[0], &old);
     io.send_cmd(&halves[1], &new);
-    w.wait("the pair waits for a request", |w| w.pools()[0].waits == before + 1);
+    w.wait("the pair waits for a request", |w| w.request_waits() == before + 1);
     halves.map(|h| h.cid.get())
 }
 

@@ -10,6 +10,7 @@ use crate::io::fused;
 use crate::poll_group::PollGroup;
 use crate::qpair::{Life, Qpair};
 use crate::request::{Half, Phase};
+use crate::share::Want;
 
 /// Aborts that a controller carries out at once, less one: ACL of Identify.
 pub(super) const LIMIT: u8 = 3;
@@ -108,7 +109,6 @@ impl Qpair {
             // Also where it waits for a buffer: its data may be next in the stream.
             let given_up = self.transport().is_some_and(|t| t.abort_transfer(slot));
             if given_up {
-                self.slots[usize::from(slot)].borrow_mut().waits_buffer = false;
                 self.end_begun(slot, Status::ABORT_REQUESTED);
             }
             return if given_up { Attempt::Aborted } else { Attempt::No };
@@ -116,14 +116,11 @@ impl Qpair {
         if self.admin.get().is_some_and(|c| c.events.abort(c, slot)) {
             return Attempt::Aborted;
         }
-        let starved = {
-            let mut s = self.starved.borrow_mut();
-            s.iter().position(|&x| x == slot).map(|i| s.remove(i))
-        };
+        let starved = self.group.shares.leave(Want::Request, self, slot);
         if half != Half::Whole && fused::abort(self, slot) {
             return Attempt::Aborted;
         }
-        if starved.is_some() {
+        if starved {
             self.complete(slot, Status::ABORT_REQUESTED);
             return Attempt::Aborted;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::address::{Address, TrType};
 use crate::error::TargetError;
 use crate::poll_group::PollGroup;
+use crate::tally::Traffic;
 use crate::target::Target;
 
 /// A controller.
@@ -41,6 +42,25 @@ pub struct QpairInfo {
     pub listen_address: Address,
     /// The host's end.
     pub peer_address: Address,
+    /// What it has moved, and how often it had to wait.
+    pub traffic: Traffic,
+}
+
+/// What a host has of what a core shares among all hosts. What each queue pair has for itself is not in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostShare {
+    /// NQN.
+    pub hostnqn: String,
+    /// Host identifier.
+    pub hostid: [u8; 16],
+    /// Bytes of buffers.
+    pub buffer_bytes: u64,
+    /// The most that it may hold.
+    pub max_buffer_bytes: u64,
+    /// Requests of the block layer.
+    pub requests: u32,
+    /// The most that it may have.
+    pub max_requests: u32,
 }
 
 /// Counters of one core.
@@ -62,8 +82,10 @@ pub struct GroupStats {
     pub pending_bdev_io: u64,
     /// Commands ended.
     pub completed_nvme_io: u64,
-    /// Times that a command had to wait for a buffer.
-    pub buffer_waits: u64,
+    /// What all queue pairs ever connected have moved, and how often they had to wait.
+    pub traffic: Traffic,
+    /// The hosts that are connected.
+    pub hosts: Vec<HostShare>,
     /// Connects refused because the core has no buffer left to promise.
     pub refused_connects: u64,
     /// Transports that exist.

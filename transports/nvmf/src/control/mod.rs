@@ -7,4 +7,4 @@ mod namespace;
 mod subsystem;
 mod transport;
 
-pub use list::{ControllerInfo, GroupStats, QpairInfo};
+pub use list::{ControllerInfo, GroupStats, HostShare, QpairInfo};

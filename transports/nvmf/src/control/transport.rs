@@ -87,6 +87,12 @@ impl Target {
                     c.max_subsystems
                 )));
             }
+            if !(1..=100).contains(&c.host_share) {
+                return Err(TargetError::Invalid(format!(
+                    "host_share {} is not a percentage from 1 to 100",
+                    c.host_share
+                )));
+            }
             v.genctr += 1;
             Ok(())
         })?;

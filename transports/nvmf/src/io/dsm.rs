@@ -78,7 +78,7 @@ pub(crate) fn start_parts(qp: &Rc<Qpair>, slot: u16) {
             r.next_part = n;
             continue;
         };
-        let Some(mut io) = qp.group.bdev.get() else {
+        let Some(mut io) = qp.get_request() else {
             let wait = r.parts == 0;
             drop(guard);
             qp.group.put_namespace(live);

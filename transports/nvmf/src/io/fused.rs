@@ -13,6 +13,7 @@ use longshore_nvme::wire::{Fuse, Sqe, Status};
 use super::{PART_FUSED, outcome, rw, starve};
 use crate::qpair::Qpair;
 use crate::request::{Begin, Half, NO_SLOT, Phase};
+use crate::share::Want;
 
 /// What the next command of the queue may be the second half of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ fn end_half(qp: &Rc<Qpair>, slot: u16, status: Status) {
             r.partner = NO_SLOT;
             drop(r);
             // It may be waiting for a request of the block layer: nobody may run it after its end.
-            qp.starved.borrow_mut().retain(|&s| s != slot);
+            qp.group.shares.leave(Want::Request, qp, slot);
             qp.complete(slot, status);
         }
         Phase::Free | Phase::Done => {}
@@ -156,7 +157,7 @@ pub(crate) fn run(qp: &Rc<Qpair>, first: u16) {
             return finish(qp, first, second, status);
         }
     };
-    let Some(mut io) = qp.group.bdev.get() else {
+    let Some(mut io) = qp.get_request() else {
         drop((a, b));
         return starve(qp, first);
     };
@@ -214,7 +215,7 @@ pub(crate) fn closing(qp: &Rc<Qpair>) {
             waits
         };
         if waits {
-            qp.starved.borrow_mut().retain(|&s| s != slot);
+            qp.group.shares.leave(Want::Request, qp, slot);
             qp.complete(slot, Status::ABORTED_SQ_DELETION);
         }
     }

@@ -61,8 +61,7 @@ pub(crate) fn resume(qp: &Rc<Qpair>, slot: u16) {
 pub(crate) fn starve(qp: &Rc<Qpair>, slot: u16) {
     let c = &qp.group.counters.pending_io;
     c.set(c.get() + 1);
-    qp.starved.borrow_mut().push_back(slot);
-    qp.group.bdev.wait(qp.clone());
+    qp.wait_request(slot);
 }
 
 /// A request of the block layer ended.
@@ -72,16 +71,16 @@ pub(crate) fn done(qp: &Rc<Qpair>, mut io: IoRef, tag: u64) {
     match tag & !0xffff {
         0 => {
             let buf = io.take_buf();
-            io.release();
+            qp.put_request(io);
             qp.slots[usize::from(slot)].borrow_mut().buf = buf;
             qp.complete(slot, outcome(status));
         }
         PART_DSM => {
-            io.release();
+            qp.put_request(io);
             dsm::part_done(qp, slot, status);
         }
         _ => {
-            io.release();
+            qp.put_request(io);
             fused::done(qp, slot, status);
         }
     }

@@ -79,7 +79,7 @@ pub(crate) fn submit(qp: &Rc<Qpair>, slot: u16) {
             return qp.complete(slot, status);
         }
     };
-    let Some(mut io) = qp.group.bdev.get() else {
+    let Some(mut io) = qp.get_request() else {
         drop(guard);
         return starve(qp, slot);
     };
@@ -94,7 +94,7 @@ pub(crate) fn submit(qp: &Rc<Qpair>, slot: u16) {
         match r.buf.take() {
             Some(b) if b.len() == r.len as usize => io.set_buf(b),
             _ => {
-                io.release();
+                qp.put_request(io);
                 drop(guard);
                 return qp.complete(slot, Status::INTERNAL_ERROR);
             }

@@ -144,8 +144,13 @@ impl Host {
 
     /// An admin queue of `subnqn`, enabled (CC.EN = 1, CSTS.RDY seen).
     pub fn admin(addr: SocketAddr, ic: Ic, subnqn: &str) -> Host {
+        Host::admin_of(addr, ic, subnqn, HOSTNQN)
+    }
+
+    /// As [`admin`](Host::admin), as the host `hostnqn`.
+    pub fn admin_of(addr: SocketAddr, ic: Ic, subnqn: &str, hostnqn: &str) -> Host {
         let mut h = Host::initialised(addr, ic);
-        let done = h.connect(0, 31, 0xffff, 0, subnqn, HOSTNQN);
+        let done = h.connect(0, 31, 0xffff, 0, subnqn, hostnqn);
         assert!(done.status.is_ok(), "Connect: {}", done.status);
         h.cntlid = done.dw0 as u16;
         h.enable();

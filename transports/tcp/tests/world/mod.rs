@@ -157,6 +157,11 @@ impl World {
         self.pools().iter().map(|p| p.in_use).sum()
     }
 
+    /// Times that a command had to wait for a request of the block layer.
+    pub fn request_waits(&self) -> u64 {
+        block_on(self.target.stats()).iter().map(|s| s.traffic.request_waits).sum()
+    }
+
     /// Waits until `f` holds.
     pub fn wait(&self, what: &str, f: impl Fn(&World) -> bool) {
         let start = Instant::now();
