@@ -294,3 +294,49 @@ fn a_controller_that_stops_answering_keep_alives_is_lost() {
     let lost = |e: ControllerEvent| matches!(e, ControllerEvent::Lost { why } if why.contains("Keep Alive"));
     assert!(events.try_iter().any(lost));
 }
+
+#[test]
+fn a_queue_lost_with_commands_unanswered_is_replaced_only_after_a_controller_level_reset() {
+    // The first write is neither fetched nor answered: its connection ends.
+    let fake = Fake::new(|l, s| match s.opcode {
+        io::WRITE => l.close(),
+        _ => l.respond(s.cid.get(), Status::SUCCESS),
+    });
+    let seen = fake.seen.clone();
+    with_queue(&fake, plain(), |r, q| async move {
+        let ends = Rc::new(Ends::default());
+        q.submit(&Sqe::new(io::WRITE, 0, 1), Data::Write(buffer(&r, 16384)), ends.clone(), 0).unwrap();
+        assert_eq!(ends.reach(1).await[0].status, Status::ABORTED_BY_HOST);
+        q.qpair().gone().await;
+        let ctrl = q.controller().clone();
+        drop(q);
+        let e = ctrl.io_queue(&r, None).await.unwrap_err();
+        assert!(e.to_string().contains("reset first"), "{e}");
+        ctrl.reset().await.unwrap();
+        let q = ctrl.io_queue(&r, None).await.unwrap();
+        q.submit(&Sqe::new(io::FLUSH, 0, 1), Data::None, ends.clone(), 1).unwrap();
+        assert_eq!(ends.reach(2).await[1].status, Status::SUCCESS);
+        q.disconnect().await;
+        // One whose commands were all answered leaves nothing behind.
+        ctrl.io_queue(&r, None).await.unwrap().disconnect().await;
+    });
+    let seen = seen.lock().unwrap();
+    let expected = ["connect 0", "enable", "connect 1", "disable", "connect 0", "enable", "connect 1", "connect 1"];
+    assert_eq!(*seen, expected);
+}
+
+#[test]
+fn a_controller_that_may_not_know_of_its_loss_is_left_alone_for_its_keep_alive_timeout() {
+    const KATO: Duration = Duration::from_millis(400);
+    let fake = Fake::new(|_, _| {});
+    fake.keep_alives.store(1, Ordering::SeqCst); // never answered
+    with_queue(&fake, HostOptions { keep_alive: KATO, ..plain() }, |_, q| async move {
+        q.qpair().gone().await;
+        let lost = Instant::now();
+        let ctrl = q.controller().clone();
+        assert_eq!(ctrl.state(), ControllerState::Lost);
+        ctrl.reset().await.unwrap();
+        // The admin queue ended a little before the I/O queue did.
+        assert!(lost.elapsed() > KATO / 2, "connected again after {:?}", lost.elapsed());
+    });
+}

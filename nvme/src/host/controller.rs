@@ -19,7 +19,7 @@ use super::error::HostError;
 use super::events::ControllerEvent;
 use super::options::{HostOptions, TimeoutAction, TransportId};
 use super::owner;
-use super::qpair::Qpair;
+use super::qpair::{Qpair, QueueEnd};
 
 /// What a controller is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,8 @@ struct Shared {
     info: Option<Arc<Info>>,
     why: String,
     qids: BTreeSet<u16>,
+    /// Why no I/O queue may be made before a reset: the controller may still execute commands whose end nobody learnt.
+    unsettled: Option<String>,
     queues: Vec<(CoreHandle, u16)>,
 }
 
@@ -152,6 +154,7 @@ impl Controller {
                 info: None,
                 why: String::new(),
                 qids: BTreeSet::new(),
+                unsettled: None,
                 queues: Vec::new(),
             }),
         });
@@ -184,6 +187,12 @@ impl Controller {
         self.shared().state
     }
 
+    /// Whether only a [`reset`](Self::reset) brings it back: it is lost, or a queue ended with commands unanswered.
+    pub fn needs_reset(&self) -> bool {
+        let s = self.shared();
+        s.state != ControllerState::Ready || s.unsettled.is_some()
+    }
+
     /// How often it was connected: I/O queues of an earlier time are gone.
     pub fn generation(&self) -> u32 {
         self.shared().generation
@@ -214,6 +223,7 @@ impl Controller {
         s.state = ControllerState::Ready;
         s.generation += 1;
         s.info = Some(Arc::new(info));
+        s.unsettled = None;
         s.why.clear();
     }
 
@@ -273,6 +283,9 @@ impl Controller {
 
     /// Ends all its connections and connects again. I/O queues do not come back: make new ones.
     ///
+    /// What was sent and not answered before is over at the controller when this succeeds, as far as NVMe-oF lets a host know:
+    /// it may be sent again. See `Owner::end_association`.
+    ///
     /// # Errors
     /// It could not be connected again, and is [`Lost`](ControllerState::Lost).
     pub async fn reset(&self) -> Result<(), HostError> {
@@ -322,12 +335,25 @@ impl Controller {
             (Some(i), ControllerState::Ready) => i.clone(),
             _ => return Err(HostError::Lost(format!("the controller is {:?}: {}", s.state, s.why))),
         };
+        if let Some(why) = &s.unsettled {
+            return Err(HostError::Lost(why.clone()));
+        }
         let free = (1..=info.io_queues).find(|q| !s.qids.contains(q));
         let qid = free.ok_or_else(|| {
             HostError::Exhausted(format!("the controller has {} I/O queues, and all are in use", info.io_queues))
         })?;
         s.qids.insert(qid);
         Ok((qid, info, s.generation))
+    }
+
+    fn queue_ended(&self, qid: u16, generation: u32, why: &str, end: QueueEnd) {
+        self.free_qid(qid);
+        let mut s = self.shared();
+        if end.unanswered && s.generation == generation {
+            s.unsettled.get_or_insert_with(|| {
+                format!("queue {qid} ended with commands unanswered ({why}): the controller has to be reset first")
+            });
+        }
     }
 
     fn free_qid(&self, qid: u16) {
@@ -340,7 +366,8 @@ impl Controller {
     /// takes).
     ///
     /// # Errors
-    /// No queue is left, or it could not be connected.
+    /// No queue is left, or it could not be connected; or one was lost with commands unanswered: a write of it could land after
+    /// one that is sent again, so the controller has to be [`reset`](Self::reset) first.
     pub async fn io_queue(self: &Arc<Self>, reactor: &Reactor, depth: Option<u16>) -> Result<IoQueue, HostError> {
         let (qid, info, generation) = self.take_qid()?;
         let depth = depth.unwrap_or(info.io_depth).clamp(1, info.io_depth.max(1));
@@ -396,9 +423,10 @@ impl Controller {
         let ctrl = self.clone();
         let wanted = Rc::new(std::cell::Cell::new(false));
         let dropped = wanted.clone();
-        q.on_end(move |why| {
+        let generation = self.generation();
+        q.on_end(move |why, end| {
             QUEUES.with(|m| m.borrow_mut().remove(&(id, qid)));
-            ctrl.free_qid(qid);
+            ctrl.queue_ended(qid, generation, why, end);
             if !dropped.get() && ctrl.state() == ControllerState::Ready {
                 ctrl.tell(ControllerEvent::QueueLost { qid, why: why.to_owned() });
             }

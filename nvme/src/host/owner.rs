@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 
 use crate::wire::fabrics::{CNTLID_DYNAMIC, PropertyGetCmd, PropertySetCmd};
 use crate::wire::feature::{QueueCount, fid};
-use crate::wire::identify::cns;
+use crate::wire::identify::{cns, ctratt};
 use crate::wire::io::AbortCmd;
 use crate::wire::opcode::admin;
 use crate::wire::register::{Cap, Cc, Csts, offset, shn, shst};
@@ -23,7 +23,7 @@ use super::controller::{Controller, ControllerState, Info};
 use super::error::HostError;
 use super::events::ControllerEvent;
 use super::options::TimeoutAction;
-use super::qpair::{Completer, Data, Done, Qpair};
+use super::qpair::{Completer, Data, Done, Qpair, QueueEnd};
 
 /// Aborts that wait for one outstanding to end.
 const ABORTS_WAITING: usize = 1024;
@@ -50,6 +50,10 @@ pub(crate) struct Owner {
     aborting: Cell<u16>,
     /// A reset or disconnect is under way.
     busy: Cell<bool>,
+    /// A disconnect waits or is under way: nothing is begun any more.
+    leaving: Cell<bool>,
+    /// Before this time stamp no command of the association that was lost may be sent again: see `end_association`.
+    quiet: Cell<u64>,
 }
 
 /// The owner of the controller `id` on this core.
@@ -70,6 +74,8 @@ pub(crate) async fn start(reactor: Reactor, ctrl: Arc<Controller>) -> Result<(),
         aborts: RefCell::default(),
         aborting: Cell::new(0),
         busy: Cell::new(false),
+        leaving: Cell::new(false),
+        quiet: Cell::new(0),
     });
     owner.bring_up().await?;
     OWNERS.with(|o| o.borrow_mut().insert(id, owner));
@@ -188,9 +194,9 @@ impl Owner {
         *self.admin.borrow_mut() = Some(q.clone());
         self.ctrl.came_up(info);
         let me = self.me.clone();
-        q.on_end(move |why| {
+        q.on_end(move |why, end| {
             if let Some(o) = me.upgrade() {
-                o.admin_ended(why);
+                o.admin_ended(why, end);
             }
         });
         if !o.admin_timeout.is_zero() && o.on_timeout != TimeoutAction::None {
@@ -278,14 +284,65 @@ impl Owner {
         transfer(&q, &sqe, data).await
     }
 
-    fn admin_ended(&self, why: &str) {
+    fn admin_ended(&self, why: &str, end: QueueEnd) {
         let timer = self.keep_alive.take();
         drop(timer);
         if self.ctrl.went_down(why) {
+            self.not_before(end.by_peer);
             self.ctrl.tell(ControllerEvent::Lost { why: why.to_owned() });
             let ctrl = self.ctrl.clone();
             drop(self.reactor.spawn(async move { ctrl.close_queues("the controller is lost").await }));
         }
+    }
+
+    /// No command of the association that ends now may be sent again before the controller is done with it; `told`: the
+    /// controller knows of the end.
+    fn not_before(&self, told: bool) {
+        let Some(info) = self.ctrl.info() else { return };
+        let cqt = Duration::from_millis(info.identify.cqt.get().into());
+        // KATO is granted in units of KAS. With traffic based keep-alive (CTRATT.TBKAS) a timer that found any command runs once
+        // more.
+        let unit = Duration::from_millis(100) * u32::from(info.identify.kas.get());
+        let rounds = if info.identify.ctratt.get() & ctratt::TRAFFIC_BASED_KEEP_ALIVE != 0 { 2 } else { 1 };
+        let kato = self.ctrl.options.keep_alive;
+        let unnoticed = if told || kato.is_zero() { Duration::ZERO } else { (kato + unit) * rounds };
+        let until = self.reactor.rdtsc().saturating_add(self.reactor.ticks(unnoticed + cqt));
+        self.quiet.set(self.quiet.get().max(until));
+    }
+
+    /// Ends the association: all queues, the admin queue last.
+    ///
+    /// A write that was given up must not land after it was sent again, or after a newer one. That the host closed its
+    /// connections does not prevent it: the controller may notice late, and execute what it has. A new association proves
+    /// nothing either, for a subsystem may have several of the same host. So, in this order of preference:
+    ///
+    /// 1. The controller answers: CC.EN is cleared. CSTS.RDY falls when the controller level reset is complete, and with it
+    ///    every command (Base Specification, "Controller Level Reset"). Longshore's target lets it fall when the last command
+    ///    has left its device. (Linux' target lets it fall at once; then only its prompt end of the closed queues helps.)
+    /// 2. The controller ended the admin connection: it tears the association down by itself. Longshore's target lets a host
+    ///    back in only when the commands of its last association have left their devices.
+    /// 3. Neither: it may not know yet. It will when the keep-alive timeout (KATO) has passed without a Keep Alive, so a new
+    ///    association waits for that long after the last moment at which one could have been sent.
+    ///
+    /// In cases 2 and 3 the controller may take its command quiesce time (CQT, TP 4129) more. One that reports none promises
+    /// nothing, and hosts, Linux' among them, go on without waiting. Without keep-alive there is no bound in case 3. What a
+    /// closed I/O connection had not sent is never sent (see `Sock::set_abortive`).
+    async fn end_association(&self, why: &str) {
+        if let (Some(q), Some(info)) = (self.queue(), self.ctrl.info()) {
+            let limit = Duration::from_millis(500) * (info.cap.to().max(2) as u32);
+            let steps = async {
+                self.set_property(&q, offset::CC, info.cc.with_en(0).0).await?;
+                while Csts(self.property(&q, offset::CSTS, false).await? as u32).rdy() != 0 {
+                    self.reactor.sleep(Duration::from_millis(2)).await;
+                }
+                Ok::<_, HostError>(())
+            };
+            if let Ok(Err(e)) | Err(e) = within(&self.reactor, limit, "the controller level reset", steps).await {
+                tracing::info!("{}: {e}", self.ctrl.id_of);
+                self.not_before(false);
+            }
+        }
+        self.take_down(why).await;
     }
 
     async fn take_down(&self, why: &str) {
@@ -302,7 +359,7 @@ impl Owner {
     pub(crate) async fn reset(&self) -> Result<(), HostError> {
         let before = self.ctrl.generation();
         self.turn().await;
-        if self.ctrl.state() == ControllerState::Closed {
+        if self.ctrl.state() == ControllerState::Closed || self.leaving.get() {
             return Err(HostError::Gone);
         }
         if self.ctrl.state() == ControllerState::Ready && self.ctrl.generation() != before {
@@ -311,13 +368,27 @@ impl Owner {
         }
         self.busy.set(true);
         self.ctrl.set_state(ControllerState::Resetting);
-        self.take_down("the controller is being reset").await;
-        let end = self.bring_up().await;
+        self.end_association("the controller is being reset").await;
+        let end = match self.quiet_passed().await {
+            true => self.bring_up().await,
+            false => Err(HostError::Gone),
+        };
         if let Err(e) = &end {
             self.ctrl.set_failed(&e.to_string());
         }
         self.busy.set(false);
         end
+    }
+
+    /// Waits until commands may be sent again. False if that is not wanted any more.
+    async fn quiet_passed(&self) -> bool {
+        while !self.leaving.get() {
+            if self.reactor.rdtsc() >= self.quiet.get() {
+                return true;
+            }
+            self.reactor.sleep(Duration::from_millis(10)).await;
+        }
+        false
     }
 
     /// Waits until no reset or disconnect is under way.
@@ -329,6 +400,7 @@ impl Owner {
 
     /// Ends all connections for good; with a shutdown notification if `notify`.
     pub(crate) async fn disconnect(&self, notify: bool) {
+        self.leaving.set(true);
         self.turn().await;
         if self.ctrl.state() == ControllerState::Closed {
             return;

@@ -87,8 +87,17 @@ pub(crate) enum State {
     Ended,
 }
 
+/// What is known of the other end of a connection that is gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct QueueEnd {
+    /// The controller ended it: it knows.
+    pub(crate) by_peer: bool,
+    /// Commands were sent whose end nobody learnt: the controller may execute them still.
+    pub(crate) unanswered: bool,
+}
+
 type LateHook = dyn Fn(&Qpair, u16, u8, u8);
-type EndHook = dyn FnOnce(&str);
+type EndHook = dyn FnOnce(&str, QueueEnd);
 
 /// One queue pair, on the reactor that made it.
 pub struct Qpair {
@@ -108,6 +117,7 @@ pub struct Qpair {
     late: RefCell<Option<Rc<LateHook>>>,
     deadlines: RefCell<Option<Timer>>,
     ended: RefCell<Option<Box<EndHook>>>,
+    end: Cell<QueueEnd>,
 }
 
 impl std::fmt::Debug for Qpair {
@@ -136,8 +146,13 @@ impl Qpair {
             late: RefCell::default(),
             deadlines: RefCell::default(),
             ended: RefCell::default(),
+            end: Cell::default(),
         });
         let sock = Sock::from_fd(reactor, fd, q.clone())?;
+        if qid != 0 {
+            // A write that the kernel repeats after its command was given up could overtake the one that was sent again.
+            sock.set_abortive();
+        }
         // To be told whenever everything queued is sent.
         sock.set_low_water(0);
         sock.send_bytes(&encode_ic_req(&request));
@@ -258,7 +273,7 @@ impl Qpair {
     }
 
     /// Calls `f` once with the reason when the connection has ended, after the last command completed.
-    pub(crate) fn on_end(&self, f: impl FnOnce(&str) + 'static) {
+    pub(crate) fn on_end(&self, f: impl FnOnce(&str, QueueEnd) + 'static) {
         *self.ended.borrow_mut() = Some(Box::new(f));
     }
 
@@ -479,12 +494,17 @@ impl Qpair {
     /// The connection is gone; nothing refers to any command's memory any more.
     #[cold]
     pub(crate) fn closed(&self, err: &io::Error) {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        let by_peer = matches!(self.state.get(), State::Opening | State::Open)
+            && matches!(err.kind(), UnexpectedEof | ConnectionReset | BrokenPipe);
         self.set_why(|| err.to_string());
         self.state.set(State::Ended);
         let timer = self.deadlines.take();
         drop(timer);
         let mut busy: Vec<u16> = self.slots.borrow().busy().collect();
         self.slots.borrow_mut().waiting.clear();
+        let unanswered = busy.iter().any(|&c| self.slots.borrow().get(c).is_some_and(|s| !s.answered));
+        self.end.set(QueueEnd { by_peer, unanswered });
         // In the order of submission as far as it is known.
         busy.sort_by_key(|&c| self.slots.borrow().get(c).map_or(0, |s| s.stamp));
         for cid in busy {
@@ -495,7 +515,7 @@ impl Qpair {
         self.late.take();
         let hook = self.ended.take();
         if let Some(f) = hook {
-            f(&self.why());
+            f(&self.why(), self.end.get());
         }
         self.wake();
     }

@@ -233,7 +233,11 @@ pub struct IdentifyController {
     /// Bytes 383:368: maximum endurance group capacity (MEGCAP) in bytes.
     pub megcap: U128,
     /// Bytes 511:384.
-    pub reserved384: [u8; 128],
+    pub reserved384: [u8; 2],
+    /// Bytes 387:386: command quiesce time (CQT) in milliseconds after a keep-alive timeout or a lost association; 0: not reported.
+    pub cqt: U16,
+    /// Bytes 511:388.
+    pub reserved388: [u8; 124],
     /// Byte 512: submission queue entry size (SQES): required in bits 3:0, maximum in bits 7:4, as powers of two.
     pub sqes: u8,
     /// Byte 513: completion queue entry size (CQES): required in bits 3:0, maximum in bits 7:4, as powers of two.
@@ -499,6 +503,7 @@ mod tests {
             anagrpmax = 344,
             nanagrpid = 348,
             megcap = 368,
+            cqt = 386,
             sqes = 512,
             maxcmd = 514,
             nn = 516,

@@ -4,17 +4,17 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use longshore_nvme::tcp_pdu::{
     CAPSULE_RESP_MAX, DATA_HEADER_MAX, Data, Decoder, Encoder, Event, IcResp, Params, Pdu, R2T_MAX, R2t, Role, crc32c,
     encode_ic_resp,
 };
-use longshore_nvme::wire::fabrics::PropertyGetCmd;
+use longshore_nvme::wire::fabrics::{PropertyGetCmd, PropertySetCmd};
 use longshore_nvme::wire::opcode::{admin, fabrics};
-use longshore_nvme::wire::register::{Cap, Csts, offset, shst};
+use longshore_nvme::wire::register::{Cap, Cc, Csts, offset, shst};
 use longshore_nvme::wire::{Cqe, IdentifyController, Sqe, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -26,13 +26,19 @@ pub struct Fake {
     /// Termination requests received.
     pub terminated: Arc<AtomicU32>,
     pub keep_alives: Arc<AtomicU32>,
+    /// Connects ("connect QID") and changes of CC.EN ("enable", "disable") in order.
+    pub seen: Seen,
 }
+
+pub type Seen = Arc<Mutex<Vec<String>>>;
 
 /// One connection.
 pub struct Link {
     stream: TcpStream,
     pub encoder: Encoder,
     pub ddgst: bool,
+    ready: bool,
+    seen: Seen,
     /// Data received since the last command, in H2CData or in the capsule.
     pub data: Vec<u8>,
 }
@@ -84,14 +90,20 @@ impl Link {
 impl Fake {
     pub fn new(script: impl Fn(&mut Link, &Sqe) + Send + Sync + 'static) -> Fake {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let fake =
-            Fake { addr: listener.local_addr().unwrap(), terminated: Arc::default(), keep_alives: Arc::default() };
+        let fake = Fake {
+            addr: listener.local_addr().unwrap(),
+            terminated: Arc::default(),
+            keep_alives: Arc::default(),
+            seen: Arc::default(),
+        };
         let (script, terminated, alive): (Script, _, _) =
             (Arc::new(script), fake.terminated.clone(), fake.keep_alives.clone());
+        let seen = fake.seen.clone();
         std::thread::spawn(move || {
             for s in listener.incoming().flatten() {
                 let (script, terminated, alive) = (script.clone(), terminated.clone(), alive.clone());
-                std::thread::spawn(move || serve(s, &script, &terminated, &alive));
+                let seen = seen.clone();
+                std::thread::spawn(move || serve(s, &script, &terminated, &alive, &seen));
             }
         });
         fake
@@ -109,7 +121,7 @@ fn identify() -> IdentifyController {
     id
 }
 
-fn serve(mut stream: TcpStream, script: &Script, terminated: &AtomicU32, alive: &AtomicU32) {
+fn serve(mut stream: TcpStream, script: &Script, terminated: &AtomicU32, alive: &AtomicU32, seen: &Seen) {
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut decoder = Decoder::new(Role::Target, 8192);
@@ -137,7 +149,14 @@ fn serve(mut stream: TcpStream, script: &Script, terminated: &AtomicU32, alive: 
                     stream.write_all(&encode_ic_resp(&resp)).unwrap();
                     let encoder = Encoder::new(Role::Target, &params);
                     let stream = stream.try_clone().unwrap();
-                    link = Some(Link { stream, encoder, ddgst: params.ddgst, data: Vec::new() });
+                    link = Some(Link {
+                        stream,
+                        encoder,
+                        ddgst: params.ddgst,
+                        ready: false,
+                        seen: seen.clone(),
+                        data: Vec::new(),
+                    });
                 }
                 Event::Header(Pdu::TermReq(_)) => {
                     terminated.fetch_add(1, Ordering::SeqCst);
@@ -176,10 +195,15 @@ fn command(l: &mut Link, sqe: &Sqe, qid: &mut u16, script: &Script, alive: &Atom
             fabrics::CONNECT => {
                 *qid = (sqe.cdw10.get() >> 16) as u16;
                 cqe.set_result(1);
+                l.seen.lock().unwrap().push(format!("connect {qid}"));
+            }
+            fabrics::PROPERTY_SET if PropertySetCmd::of(sqe).ofst.get() == offset::CC => {
+                l.ready = Cc(PropertySetCmd::of(sqe).value.get() as u32).en() == 1;
+                l.seen.lock().unwrap().push(if l.ready { "enable" } else { "disable" }.to_owned());
             }
             fabrics::PROPERTY_GET => match PropertyGetCmd::of(sqe).ofst.get() {
                 offset::CAP => cqe.set_result(Cap(0).with_mqes(127).with_css(1).with_to(1).0),
-                offset::CSTS => cqe.set_result(Csts(0).with_rdy(1).with_shst(shst::COMPLETE).0.into()),
+                offset::CSTS => cqe.set_result(Csts(0).with_rdy(l.ready.into()).with_shst(shst::COMPLETE).0.into()),
                 _ => {}
             },
             _ => {}

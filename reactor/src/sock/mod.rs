@@ -109,6 +109,8 @@ struct Inner {
     /// When bytes last went out, or were queued to an empty queue; when finishing, since when it lingers.
     progress: Cell<u64>,
     lingering: Cell<bool>,
+    /// What the kernel still holds when the descriptor closes is thrown away.
+    abortive: Cell<bool>,
     /// The peer will send no more.
     deaf: Cell<bool>,
     received: Cell<u64>,
@@ -160,6 +162,7 @@ impl Sock {
             send_timeout: Cell::new(clock::ticks(SEND_TIMEOUT)),
             progress: Cell::new(reactor.now()),
             lingering: Cell::new(false),
+            abortive: Cell::new(false),
             deaf: Cell::new(false),
             received: Cell::new(0),
             sent: Cell::new(0),
@@ -239,6 +242,12 @@ impl Sock {
         self.0.send_timeout.set(clock::ticks(d));
     }
 
+    /// From now on nothing is sent any more once this end is closed, not even what the kernel has taken already and would repeat
+    /// for minutes: closing resets the connection (SO_LINGER of zero).
+    pub fn set_abortive(&self) {
+        self.0.abortive.set(true);
+    }
+
     /// Closes without sending what is queued. What is in flight is cancelled; then comes `on_close`.
     pub fn close(&self) {
         self.fail(io::ErrorKind::ConnectionAborted.into());
@@ -316,6 +325,11 @@ impl Sock {
             self.set_error(e);
         }
         s.phase.set(Phase::Closing);
+        if s.abortive.get()
+            && let Some(fd) = &*s.fd.borrow()
+        {
+            let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+        }
         *s.want.borrow_mut() = None;
         match &*s.rx.borrow() {
             Rx::Idle => {}
