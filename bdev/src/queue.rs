@@ -35,6 +35,17 @@ impl IoQueue {
         self.len.set(self.len.get() + 1);
     }
 
+    /// Puts a request where it is popped next.
+    pub(crate) fn push_front(&self, mut io: IoRef) {
+        io.io_mut().next = self.head.get();
+        let p = io.into_ptr();
+        self.head.set(Some(p));
+        if self.tail.get().is_none() {
+            self.tail.set(Some(p));
+        }
+        self.len.set(self.len.get() + 1);
+    }
+
     pub(crate) fn pop(&self) -> Option<IoRef> {
         let p = self.head.get()?;
         // SAFETY: the queue owned the request; the handle made here is the only one from now on.

@@ -4,41 +4,35 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::core_queue::CoreQueue;
+use super::core_queue::{CoreQueue, Tag};
+use super::waiting::GONE;
 use crate::device::IoChannel;
 use crate::io::{IoId, IoRef, Op};
 use longshore_nvme::wire::Status;
 
 pub(super) struct NvmeChannel {
     queue: Rc<CoreQueue>,
-    nsid: u32,
-    block_size: u32,
+    tag: Tag,
     /// Without a volatile cache a flush has nothing to do.
     flushes: bool,
     gone: Arc<AtomicBool>,
 }
 
 impl NvmeChannel {
-    pub(super) fn new(
-        queue: Rc<CoreQueue>,
-        nsid: u32,
-        block_size: u32,
-        flushes: bool,
-        gone: Arc<AtomicBool>,
-    ) -> NvmeChannel {
-        NvmeChannel { queue, nsid, block_size, flushes, gone }
+    pub(super) fn new(queue: Rc<CoreQueue>, tag: Tag, flushes: bool, gone: Arc<AtomicBool>) -> NvmeChannel {
+        NvmeChannel { queue, tag, flushes, gone }
     }
 }
 
 impl IoChannel for NvmeChannel {
     fn submit(&self, mut io: IoRef) {
         if self.gone.load(Ordering::Acquire) {
-            return io.complete_later(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
+            return io.complete_later(GONE);
         }
         if io.op() == Op::Flush && !self.flushes {
             return io.complete_later(Status::SUCCESS);
         }
-        io.set_words([0, u64::from(self.nsid) << 32 | u64::from(self.block_size)]);
+        io.set_words([0, self.tag.0]);
         self.queue.submit(io);
     }
 
@@ -47,6 +41,6 @@ impl IoChannel for NvmeChannel {
     }
 
     fn abort_all(&self) {
-        self.queue.abort_all(self.nsid);
+        self.queue.abort_all(self.tag.nsid());
     }
 }

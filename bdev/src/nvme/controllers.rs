@@ -3,20 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use longshore_nvme::host::{Controller, ControllerEvent, ControllerState, HostError, Namespace, TransportId};
+use longshore_nvme::host::{Controller, ControllerEvent, HostError, TransportId};
 use longshore_nvme::wire::AsyncEvent;
-use longshore_nvme::wire::log::lid;
 use longshore_reactor::CoreHandle;
-use uuid::Uuid;
 
-use super::core_queue;
-use super::device::NvmeBdev;
+use super::entry::{Entry, Path};
 use super::options::{AttachOptions, NvmeOptions};
-use crate::base::derived_uuid;
-use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
 
 /// Why a controller was not attached, or not found.
@@ -75,7 +70,7 @@ impl std::error::Error for AttachError {}
 pub struct ControllerInfo {
     /// Its name.
     pub name: String,
-    /// "enabled", "resetting", "failed" or "deleting".
+    /// "enabled", "resetting", "reconnect_is_delayed", "failed" or "deleting".
     pub state: &'static str,
     /// Where it is.
     pub trid: TransportId,
@@ -111,140 +106,10 @@ impl PathFilter {
     }
 }
 
-/// One attached controller.
-pub(crate) struct Entry {
-    pub(crate) number: u64,
-    pub(crate) name: String,
-    pub(crate) ctrl: Arc<Controller>,
-    registry: Weak<Registry>,
-    options: AttachOptions,
-    nodes: Mutex<BTreeMap<u32, Arc<BdevNode>>>,
-    /// The connection (`Controller::generation`) whose namespaces were looked at: behind an identifier may be other storage
-    /// than before.
-    seen: AtomicU32,
-}
-
-impl Entry {
-    fn nodes(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<BdevNode>>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// True if the controller is connected and its namespaces are those that devices were made of.
-    pub(crate) fn is_usable(&self) -> bool {
-        self.seen.load(Ordering::Acquire) == self.ctrl.generation() && self.ctrl.state() == ControllerState::Ready
-    }
-
-    fn info(&self) -> ControllerInfo {
-        ControllerInfo {
-            name: self.name.clone(),
-            state: match self.ctrl.state() {
-                ControllerState::Ready => "enabled",
-                ControllerState::Connecting | ControllerState::Resetting => "resetting",
-                ControllerState::Lost => "failed",
-                ControllerState::Closed => "deleting",
-            },
-            trid: self.ctrl.transport_id().clone(),
-            cntlid: self.ctrl.info().map_or(0, |i| i.cntlid),
-            hostnqn: self.ctrl.options().effective_hostnqn(),
-            source: self.options.source,
-            options: self.options.clone(),
-            bdevs: self.nodes().values().map(|n| n.name().to_owned()).collect(),
-        }
-    }
-
-    /// Makes a device of a namespace; `None` if it is of a kind that is not supported.
-    fn add(self: &Arc<Self>, registry: &Arc<Registry>, ns: Namespace) -> Result<Option<String>, BdevError> {
-        let Some(info) = self.ctrl.info() else { return Ok(None) };
-        let nsid = ns.nsid;
-        let name = format!("{}n{nsid}", self.name);
-        let id = ns.uuid.or(ns.nguid).map(Uuid::from_bytes);
-        let dev = match NvmeBdev::new(self.clone(), ns, &info) {
-            Ok(d) => Arc::new(d),
-            Err(why) => {
-                tracing::warn!("namespace {nsid} of controller {} is not used: {why}", self.name);
-                return Ok(None);
-            }
-        };
-        // The namespace may be a device of this very process, exported and attached.
-        let id = match id {
-            Some(u) if registry.find(&u.to_string()).is_some() => Some(derived_uuid(u, &name)),
-            other => other,
-        };
-        let node = registry.register(&name, id, dev)?;
-        self.nodes().insert(nsid, node);
-        Ok(Some(name))
-    }
-
-    /// Removes the device of a namespace that is not there any more. When this returns, nothing that was meant for it is sent
-    /// any more.
-    async fn retire(&self, registry: &Registry, node: Arc<BdevNode>) {
-        let Some(dev) = node.device().as_any().downcast_ref::<NvmeBdev>() else { return };
-        dev.retire();
-        let cores = node.cores();
-        drop(registry.remove(&node));
-        let (number, nsid) = (self.number, dev.nsid());
-        let told: Vec<_> = cores.iter().map(|c| c.call(move |_| core_queue::fail_held(number, nsid))).collect();
-        for t in told {
-            let _ = t.await;
-        }
-    }
-
-    /// Takes over what changed: namespaces that came, went or have another size.
-    async fn rescan(self: &Arc<Self>) -> Result<(), HostError> {
-        let Some(registry) = self.registry.upgrade() else { return Ok(()) };
-        let generation = self.ctrl.generation();
-        // Reading the list lets the controller report the next change.
-        let _ = self.ctrl.log_page(lid::CHANGED_NAMESPACES, u32::MAX, 0, 4096, false).await;
-        let active = self.ctrl.active_namespaces().await?;
-        let gone: Vec<_> = {
-            let mut nodes = self.nodes();
-            let ids: Vec<u32> = nodes.keys().copied().filter(|n| !active.contains(n)).collect();
-            ids.iter().filter_map(|n| nodes.remove(n)).collect()
-        };
-        for node in gone {
-            self.retire(&registry, node).await;
-        }
-        for nsid in active {
-            let mut known = self.nodes().get(&nsid).cloned();
-            let ns = self.ctrl.namespace(nsid).await?;
-            if let Some(node) = known.take_if(|n| !is_still(n, &ns)) {
-                tracing::warn!(
-                    bdev = node.name(),
-                    "namespace {nsid} was replaced by another one: its device is removed"
-                );
-                self.nodes().remove(&nsid);
-                self.retire(&registry, node).await;
-            }
-            match known {
-                Some(node) => registry.resized(&node, ns.data.nsze.get()),
-                None if self.nodes().len() < self.options.max_bdevs => {
-                    if let Err(e) = self.add(&registry, ns) {
-                        tracing::warn!("namespace {nsid} of controller {}: {e}", self.name);
-                    }
-                }
-                None => {}
-            }
-        }
-        self.seen.store(generation, Ordering::Release);
-        Ok(())
-    }
-
-    /// Connects the controller again. Namespaces may have come, gone or been replaced while nobody could tell: no I/O is sent
-    /// before they were looked at.
-    pub(crate) async fn reset(self: &Arc<Self>) -> Result<(), HostError> {
-        self.ctrl.reset().await?;
-        self.rescan().await
-    }
-}
-
-/// Whether `node` is the device of what `ns` describes.
-fn is_still(node: &BdevNode, ns: &longshore_nvme::host::Namespace) -> bool {
-    node.device().as_any().downcast_ref::<NvmeBdev>().is_some_and(|d| d.namespace().is_same(ns))
-}
-
 /// The controllers of one daemon.
 pub struct Controllers {
-    registry: Arc<Registry>,
+    me: Weak<Controllers>,
+    pub(super) registry: Arc<Registry>,
     cores: Vec<CoreHandle>,
     options: Mutex<NvmeOptions>,
     /// `None`: being attached.
@@ -266,7 +131,13 @@ impl Drop for Reserved<'_> {
 impl Controllers {
     /// None attached yet. Admin queues are spread over `cores`.
     pub fn new(registry: Arc<Registry>, cores: Vec<CoreHandle>) -> Arc<Controllers> {
-        Arc::new(Controllers { registry, cores, options: Mutex::default(), all: Mutex::default() })
+        Arc::new_cyclic(|me| Controllers {
+            me: me.clone(),
+            registry,
+            cores,
+            options: Mutex::default(),
+            all: Mutex::default(),
+        })
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, Option<Arc<Entry>>>> {
@@ -314,19 +185,15 @@ impl Controllers {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let core = self.cores[number as usize % self.cores.len()].clone();
         let me: Arc<Mutex<Weak<Entry>>> = Arc::default();
-        let (target, on) = (me.clone(), core.clone());
-        let mut host = self.options().host(&o);
+        let (target, options) = (me.clone(), self.options());
+        let mut host = options.host(&o);
         host.events = Some(Arc::new(move |e| {
-            let entry = target.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-            if let Some(entry) = entry {
-                happened(entry, &on, e);
+            if let Some(entry) = target.lock().unwrap_or_else(PoisonError::into_inner).upgrade() {
+                happened(entry, e);
             }
         }));
         let ctrl = Controller::connect(&core, id, host).await.map_err(AttachError::Host)?;
-        let seen = AtomicU32::new(ctrl.generation());
-        let registry = Arc::downgrade(&self.registry);
-        let nodes = Mutex::default();
-        let entry = Arc::new(Entry { number, name: name.to_owned(), ctrl, registry, options: o, nodes, seen });
+        let entry = Entry::new(number, name, ctrl, o, options.bdev_retry_count, self.me.clone());
         *me.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&entry);
         match self.populate(&entry).await {
             Ok(names) => {
@@ -335,7 +202,7 @@ impl Controllers {
                 Ok(names)
             }
             Err(e) => {
-                self.tear_down(&entry).await;
+                entry.tear_down(&self.registry).await;
                 Err(e)
             }
         }
@@ -345,28 +212,24 @@ impl Controllers {
         if entry.ctrl.info().is_some_and(|i| i.is_discovery()) {
             return Err(AttachError::Invalid("a discovery controller has no namespaces".into()));
         }
-        let mut names = Vec::new();
-        for nsid in entry.ctrl.active_namespaces().await.map_err(AttachError::Host)? {
-            if names.len() == entry.options.max_bdevs {
-                tracing::warn!("controller {} has more than {} namespaces", entry.name, names.len());
-                break;
-            }
-            let ns = entry.ctrl.namespace(nsid).await.map_err(AttachError::Host)?;
-            names.extend(entry.add(&self.registry, ns).map_err(AttachError::Bdev)?);
-        }
-        Ok(names)
+        let e = entry.clone();
+        let scan = entry.ctrl.core().spawn(move |r| async move { e.rescan(&r, true).await });
+        scan.await.unwrap_or(Err(AttachError::Host(HostError::Gone)))?;
+        Ok(entry.bdev_names())
     }
 
-    async fn tear_down(&self, entry: &Arc<Entry>) {
-        let nodes = std::mem::take(&mut *entry.nodes());
-        let mut gone = Vec::new();
-        for node in nodes.values() {
-            gone.extend(self.registry.remove(node));
+    /// A controller that was lost for too long is removed, and its devices with it.
+    pub(super) fn remove_lost(&self, entry: &Arc<Entry>) {
+        {
+            let mut all = self.all();
+            match all.get(&entry.name) {
+                Some(Some(e)) if Arc::ptr_eq(e, entry) => all.remove(&entry.name),
+                _ => return, // somebody else removes it
+            };
         }
-        for g in gone {
-            let _ = g.await;
-        }
-        entry.ctrl.disconnect(true).await;
+        let (entry, registry) = (entry.clone(), self.registry.clone());
+        entry.set_path(Path::Closing);
+        drop(entry.ctrl.core().clone().spawn(move |_| async move { entry.tear_down(&registry).await }));
     }
 
     fn find(&self, name: &str) -> Result<Arc<Entry>, AttachError> {
@@ -386,7 +249,7 @@ impl Controllers {
             }
         };
         let entry = entry.ok_or_else(|| AttachError::NotFound(name.to_owned()))?;
-        self.tear_down(&entry).await;
+        entry.tear_down(&self.registry).await;
         Ok(())
     }
 
@@ -409,37 +272,38 @@ impl Controllers {
         }
     }
 
-    /// Ends all connections of a controller and connects again.
+    /// Ends all connections of a controller and connects again. Requests wait for it.
     ///
     /// # Errors
-    /// No controller has this name, or it could not be connected again.
+    /// No controller has this name, or the first attempt to connect it failed; whether there are more is a matter of how it was
+    /// attached.
     pub async fn reset(&self, name: &str) -> Result<(), AttachError> {
         self.find(name)?.reset().await.map_err(AttachError::Host)
     }
 }
 
-/// What a controller reports.
-fn happened(entry: Arc<Entry>, core: &CoreHandle, e: ControllerEvent) {
+/// What a controller reports, on some reactor.
+fn happened(entry: Arc<Entry>, e: ControllerEvent) {
     match e {
         ControllerEvent::Async(AsyncEvent::NAMESPACE_CHANGED) => {
-            drop(core.spawn(move |_| async move {
-                let name = entry.name.clone();
-                if let Err(e) = entry.rescan().await {
-                    tracing::warn!("namespaces of controller {name}: {e}");
+            drop(entry.ctrl.core().clone().spawn(move |r| async move {
+                if let Err(e) = entry.rescan(&r, false).await {
+                    tracing::warn!("namespaces of controller {}: {e}", entry.name);
                 }
             }));
         }
         ControllerEvent::Async(_) => {}
-        ControllerEvent::QueueLost { qid, why } => tracing::warn!("controller {}: queue {qid} lost: {why}", entry.name),
-        ControllerEvent::Lost { why } => tracing::warn!("controller {} is lost: {why}", entry.name),
+        ControllerEvent::QueueLost { qid, why } => {
+            tracing::warn!("controller {}: queue {qid} lost: {why}; it is reset", entry.name);
+            entry.lost();
+        }
+        ControllerEvent::Lost { why } => {
+            tracing::warn!("controller {} is lost: {why}", entry.name);
+            entry.lost();
+        }
         ControllerEvent::TimedOut { qid } => {
             tracing::warn!("controller {}: a command on queue {qid} took too long; it is reset", entry.name);
-            drop(core.spawn(move |_| async move {
-                let name = entry.name.clone();
-                if let Err(e) = entry.reset().await {
-                    tracing::warn!("controller {name} could not be reset: {e}");
-                }
-            }));
+            entry.lost();
         }
     }
 }

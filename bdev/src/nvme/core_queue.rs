@@ -8,68 +8,122 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_nvme::host::{Completer, Data, Done, IoQueue, Rejected};
+use longshore_nvme::host::{Completer, Data, Done, HostError, IoQueue, Rejected};
 use longshore_nvme::wire::io::{CopyRange, DsmRange, cdw12, dsm};
 use longshore_nvme::wire::opcode::io as opcode;
 use longshore_nvme::wire::{Fuse, Sqe, Status};
 use longshore_reactor::{DmaBuf, Reactor, Timer};
 
-use super::controllers::Entry;
-use crate::core::CoreState;
-use crate::io::{IoFlags, IoId, IoRef, Op};
+use super::entry::{Entry, Path};
+use crate::io::{IoFlags, IoRef, Op};
 use crate::queue::IoQueue as Held;
 
-/// A lost queue is made again no sooner than this after the last attempt, unless the controller was reset since.
-const AGAIN: Duration = Duration::from_secs(1);
-/// Requests that do not end for so long after they should be aborted take the connection with them.
-const ABORT_LIMIT: Duration = Duration::from_secs(8);
+/// A queue that could not be made is asked for again after this, unless the controller was reset since.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Tags of the two halves of a fused pair.
 const FIRST: u64 = 1;
 const SECOND: u64 = 2;
 
+/// What a request carries in its second word: its namespace, the device it was sent to, and how often it was sent again.
+#[derive(Clone, Copy)]
+pub(super) struct Tag(pub(super) u64);
+
+impl Tag {
+    pub(super) const MAX_SERIAL: u32 = (1 << 19) - 1;
+    const RETRIES: u32 = 5;
+    const SERIAL: u32 = 13;
+
+    /// `block_size` is a power of two.
+    pub(super) fn new(nsid: u32, serial: u32, block_size: u32) -> Tag {
+        let low = block_size.trailing_zeros() | (serial & Self::MAX_SERIAL) << Self::SERIAL;
+        Tag(u64::from(nsid) << 32 | u64::from(low))
+    }
+
+    pub(super) fn of(io: &IoRef) -> Tag {
+        Tag(io.words()[1])
+    }
+
+    pub(super) fn nsid(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub(super) fn serial(self) -> u32 {
+        self.0 as u32 >> Self::SERIAL
+    }
+
+    fn block_size(self) -> usize {
+        1 << (self.0 & 31)
+    }
+
+    pub(super) fn retries(self) -> u8 {
+        (self.0 >> Self::RETRIES) as u8
+    }
+
+    /// As this, sent again once more; the count stops at its end.
+    pub(super) fn again(self) -> Tag {
+        match self.retries() {
+            u8::MAX => self,
+            _ => Tag(self.0 + (1 << Self::RETRIES)),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Link {
+pub(super) enum Link {
     Down,
     Connecting,
     Up,
 }
 
 /// A compare-and-write under way.
-struct Pair {
-    io: IoRef,
-    cids: [u16; 2],
+pub(super) struct Pair {
+    pub(super) io: IoRef,
+    pub(super) cids: [u16; 2],
     ends: [Option<Status>; 2],
 }
 
 pub(crate) struct CoreQueue {
-    me: Weak<CoreQueue>,
-    reactor: Reactor,
-    entry: Arc<Entry>,
-    queue: RefCell<Option<IoQueue>>,
-    link: Cell<Link>,
+    pub(super) me: Weak<CoreQueue>,
+    pub(super) reactor: Reactor,
+    pub(super) entry: Arc<Entry>,
+    pub(super) queue: RefCell<Option<IoQueue>>,
+    pub(super) link: Cell<Link>,
     /// When a queue was last asked for, and of which life of the controller.
     attempt: Cell<(u64, u32)>,
+    /// Since when no queue could be made although the controller is up.
+    failing_since: Cell<Option<u64>>,
     /// Wait for the queue, or for room in it.
-    held: Held,
+    pub(super) held: Held,
+    /// Failed for a passing reason; wait for a moment.
+    pub(super) later: Held,
     /// By command identifier.
-    flights: RefCell<Vec<Option<IoRef>>>,
-    pairs: RefCell<Vec<Pair>>,
+    pub(super) flights: RefCell<Vec<Option<IoRef>>>,
+    pub(super) pairs: RefCell<Vec<Pair>>,
     pieces: RefCell<Vec<DmaBuf>>,
-    retry: RefCell<Option<Timer>>,
+    /// Memory ran out.
+    dry: RefCell<Option<Timer>>,
+    /// Looks after what waits.
+    pub(super) again: RefCell<Option<Timer>>,
     /// Watches over commands that were to be aborted, by namespace.
-    deadlines: RefCell<HashMap<u32, Timer>>,
+    pub(super) deadlines: RefCell<HashMap<u32, Timer>>,
 }
 
 thread_local! {
     static OPEN: RefCell<HashMap<u64, Weak<CoreQueue>>> = RefCell::default();
 }
 
-/// Fails what waits on this core for a queue of the controller `number` and is meant for namespace `nsid`, which is gone.
-pub(super) fn fail_held(number: u64, nsid: u32) {
+/// Something about the controller `number` changed.
+pub(super) fn look(number: u64) {
     let q = OPEN.with(|m| m.borrow().get(&number).and_then(Weak::upgrade));
     if let Some(q) = q {
-        q.end_held(nsid, Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
+        q.look();
+    }
+}
+
+impl Drop for CoreQueue {
+    fn drop(&mut self) {
+        self.entry.core_leaves(self.reactor.index());
     }
 }
 
@@ -93,41 +147,42 @@ impl CoreQueue {
             queue: RefCell::default(),
             link: Cell::new(Link::Down),
             attempt: Cell::new((0, 0)),
+            failing_since: Cell::default(),
             held: Held::default(),
+            later: Held::default(),
             flights: RefCell::default(),
             pairs: RefCell::default(),
             pieces: RefCell::default(),
-            retry: RefCell::default(),
+            dry: RefCell::default(),
+            again: RefCell::default(),
             deadlines: RefCell::default(),
         });
         OPEN.with(|m| m.borrow_mut().insert(entry.number, Rc::downgrade(&q)));
+        entry.core_joins(reactor.handle());
         q.connect();
         q
     }
 
-    /// Asks for a queue, unless that failed a moment ago. False: there will be none for now.
-    fn connect(&self) -> bool {
-        match self.link.get() {
-            Link::Connecting | Link::Up => return true,
-            Link::Down => {}
+    /// Asks for a queue if there is none, unless that failed a moment ago or the controller has to be reset first.
+    pub(super) fn connect(&self) {
+        if self.link.get() != Link::Down || self.entry.path() != Path::Up || self.entry.ctrl.needs_reset() {
+            return;
         }
-        let ctrl = &self.entry.ctrl;
-        let (now, generation) = (self.reactor.now(), ctrl.generation());
+        let (now, generation) = (self.reactor.rdtsc(), self.entry.ctrl.generation());
         let (last, of) = self.attempt.get();
-        let soon = of == generation && now.saturating_sub(last) < self.reactor.ticks(AGAIN);
-        if !self.entry.is_usable() || soon {
-            return false;
+        if of == generation && now.saturating_sub(last) < self.reactor.ticks(AGAIN) {
+            return self.look_again(AGAIN);
         }
         self.attempt.set((now, generation));
         self.link.set(Link::Connecting);
-        let (me, ctrl, reactor) = (self.me.clone(), ctrl.clone(), self.reactor.clone());
+        let (me, ctrl, reactor) = (self.me.clone(), self.entry.ctrl.clone(), self.reactor.clone());
         drop(self.reactor.spawn(async move {
             let made = ctrl.io_queue(&reactor, None).await;
             // Nobody wants it any more: it is dropped, and with that disconnected.
             let Some(this) = me.upgrade() else { return };
             let gone = match made {
                 // The controller was reset meanwhile, and what its namespaces are is not known.
-                Ok(q) if !this.entry.is_usable() => {
+                Ok(q) if this.entry.path() != Path::Up => {
                     drop(q);
                     return this.went_down();
                 }
@@ -136,10 +191,7 @@ impl CoreQueue {
                     this.came_up(q);
                     gone
                 }
-                Err(e) => {
-                    tracing::warn!("controller {}: no I/O queue on core {}: {e}", this.entry.name, reactor.index());
-                    return this.went_down();
-                }
+                Err(e) => return this.not_made(&e),
             };
             drop(this);
             gone.gone().await;
@@ -148,7 +200,26 @@ impl CoreQueue {
                 this.went_down();
             }
         }));
-        true
+    }
+
+    /// No queue could be made. If the controller is up all the same, it is asked for again while there is patience.
+    #[cold]
+    fn not_made(&self, e: &HostError) {
+        self.link.set(Link::Down);
+        if self.entry.path() != Path::Up || self.entry.ctrl.needs_reset() {
+            return self.look();
+        }
+        let now = self.reactor.rdtsc();
+        let since = self.failing_since.get().unwrap_or_else(|| {
+            tracing::warn!("controller {}: no I/O queue on core {}: {e}", self.entry.name, self.reactor.index());
+            self.failing_since.set(Some(now));
+            now
+        });
+        let patience = self.entry.options.reconnect.patience();
+        if !e.is_transient() || now.saturating_sub(since) >= self.reactor.ticks(patience) {
+            self.fail_held();
+        }
+        self.look_again(AGAIN);
     }
 
     fn came_up(&self, q: IoQueue) {
@@ -160,6 +231,7 @@ impl CoreQueue {
         }
         *self.queue.borrow_mut() = Some(q);
         self.link.set(Link::Up);
+        self.failing_since.set(None);
         self.go_on();
     }
 
@@ -167,10 +239,7 @@ impl CoreQueue {
         self.link.set(Link::Down);
         let q = self.queue.borrow_mut().take();
         drop(q);
-        let all = self.held.take();
-        while let Some(io) = all.pop() {
-            io.complete(Status::HOST_PATHING_ERROR);
-        }
+        self.look();
     }
 
     #[inline]
@@ -179,7 +248,7 @@ impl CoreQueue {
             return self.reset(io);
         }
         if self.link.get() != Link::Up || !self.held.is_empty() {
-            return self.hold(io);
+            return self.wait(io);
         }
         match self.start(io) {
             Start::Started => {}
@@ -188,31 +257,14 @@ impl CoreQueue {
         }
     }
 
-    #[cold]
-    fn hold(&self, io: IoRef) {
-        if self.connect() {
-            self.held.push(io);
-        } else {
-            io.complete_later(Status::HOST_PATHING_ERROR);
-        }
-    }
-
     /// Starts requests that were held back. Only where requests may end.
-    fn go_on(&self) {
+    pub(super) fn go_on(&self) {
         while self.link.get() == Link::Up {
             let Some(io) = self.held.pop() else { return };
             match self.start(io) {
                 Start::Started => {}
                 Start::Failed(io, status) => io.complete(status),
-                Start::Later(io) => {
-                    // To the front again.
-                    let rest = self.held.take();
-                    self.held.push(io);
-                    while let Some(io) = rest.pop() {
-                        self.held.push(io);
-                    }
-                    return;
-                }
+                Start::Later(io) => return self.held.push_front(io),
             }
         }
     }
@@ -225,16 +277,16 @@ impl CoreQueue {
                 q.go_on();
             }
         });
-        *self.retry.borrow_mut() = Some(timer);
+        *self.dry.borrow_mut() = Some(timer);
     }
 
     #[inline]
     fn start(&self, mut io: IoRef) -> Start {
         let queue = self.queue.borrow();
-        let Some(q) = &*queue else { return Start::Failed(io, Status::HOST_PATHING_ERROR) };
-        let word = io.words()[1];
-        let (nsid, block_size) = ((word >> 32) as u32, word as u32 as usize);
-        let want = io.nblocks() as usize * block_size;
+        let Some(q) = &*queue else { return Start::Later(io) };
+        let tag = Tag::of(&io);
+        let (nsid, word) = (tag.nsid(), tag.0);
+        let want = io.nblocks() as usize * tag.block_size();
         let op = io.op();
         let mut sqe = Sqe::new(opcode::FLUSH, 0, nsid);
         if op.has_range() {
@@ -302,7 +354,8 @@ impl CoreQueue {
                 self.flights.borrow_mut()[usize::from(cid)] = Some(io);
                 Start::Started
             }
-            Err(Rejected::Full) => Start::Later(io),
+            // What the connection does not take any more waits for the next.
+            Err(Rejected::Full | Rejected::Ended) => Start::Later(io),
             Err(e) => Start::Failed(io, e.status()),
         }
     }
@@ -314,7 +367,7 @@ impl CoreQueue {
         }
         if q.room() < 2 {
             return match q.outstanding() {
-                0 => Start::Failed(io, Status::INVALID_OPCODE), // never: the queue has one entry
+                0 if q.is_open() => Start::Failed(io, Status::INVALID_OPCODE), // never: the queue has one entry
                 _ => Start::Later(io),
             };
         }
@@ -326,8 +379,9 @@ impl CoreQueue {
         b.opcode = opcode::WRITE;
         b.flags |= Fuse::Second as u8;
         let word = io.words()[1];
-        let Ok(one) = q.submit(&a, Data::WriteMany(pieces), me.clone(), FIRST) else {
-            return Start::Failed(io, Status::HOST_PATHING_ERROR);
+        let one = match q.submit(&a, Data::WriteMany(pieces), me.clone(), FIRST) {
+            Ok(cid) => cid,
+            Err(e) => return Start::Failed(io, e.status()), // never: there is room, and it is open
         };
         match q.submit(&b, Data::Write(new), me, SECOND) {
             Ok(two) => {
@@ -373,79 +427,6 @@ impl CoreQueue {
         unsafe { self.reactor.dma().adopt(ptr, len, nothing, std::ptr::null_mut()) }
     }
 
-    /// Resets the controller: every connection ends and the controller is connected anew.
-    fn reset(&self, io: IoRef) {
-        let entry = self.entry.clone();
-        drop(self.reactor.spawn(async move {
-            let status = match entry.reset().await {
-                Ok(()) => Status::SUCCESS,
-                Err(_) => Status::INTERNAL_PATH_ERROR,
-            };
-            io.complete(status);
-        }));
-    }
-
-    pub(super) fn abort(&self, id: IoId) -> bool {
-        if let Some(io) = self.held.remove(id) {
-            io.complete_later(Status::ABORT_REQUESTED);
-            return true;
-        }
-        let word = CoreState::current().with_inflight(id, |w| w[0]).unwrap_or(0);
-        match (word.checked_sub(1).and_then(|c| u16::try_from(c).ok()), &*self.queue.borrow()) {
-            (Some(cid), Some(q)) => {
-                self.entry.ctrl.abort(q.qid(), cid);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn end_held(&self, nsid: u32, status: Status) {
-        let all = self.held.take();
-        while let Some(io) = all.pop() {
-            if is_of(&io, nsid) {
-                io.complete_later(status);
-            } else {
-                self.held.push(io);
-            }
-        }
-    }
-
-    pub(super) fn abort_all(&self, nsid: u32) {
-        let of = |io: &IoRef| is_of(io, nsid);
-        self.end_held(nsid, Status::ABORT_REQUESTED);
-        let queue = self.queue.borrow();
-        let Some(q) = &*queue else { return };
-        let mut cids: Vec<u16> = (0u16..)
-            .zip(self.flights.borrow().iter())
-            .filter(|(_, f)| f.as_ref().is_some_and(of))
-            .map(|(c, _)| c)
-            .collect();
-        cids.extend(self.pairs.borrow().iter().filter(|p| of(&p.io)).map(|p| p.cids[1]));
-        if cids.is_empty() {
-            return;
-        }
-        for &cid in &cids {
-            self.entry.ctrl.abort(q.qid(), cid);
-        }
-        if self.deadlines.borrow().contains_key(&nsid) {
-            return; // those of an earlier call are watched already; the next call after it watches the rest
-        }
-        let mut ids: Vec<IoId> = self.flights.borrow().iter().flatten().filter(|io| of(io)).map(IoRef::id).collect();
-        ids.extend(self.pairs.borrow().iter().filter(|p| of(&p.io)).map(|p| p.io.id()));
-        let me = self.me.clone();
-        let timer = self.reactor.timer(ABORT_LIMIT, move |_| {
-            let Some(this) = me.upgrade() else { return };
-            this.deadlines.borrow_mut().remove(&nsid);
-            let stuck = this.flights.borrow().iter().flatten().any(|io| ids.contains(&io.id()))
-                || this.pairs.borrow().iter().any(|p| ids.contains(&p.io.id()));
-            if stuck && let Some(q) = &*this.queue.borrow() {
-                q.close("commands that were aborted did not end");
-            }
-        });
-        self.deadlines.borrow_mut().insert(nsid, timer);
-    }
-
     #[cold]
     fn half_ended(&self, done: &Done) {
         let half = usize::from(done.tag == SECOND);
@@ -458,12 +439,9 @@ impl CoreQueue {
         let Some(Pair { io, ends: [Some(a), Some(b)], .. }) = ended else { return };
         // What failed first says why; the other half only says that it was aborted for it.
         let status = if a.is_err() && !(a.is(Status::ABORTED_FAILED_FUSED) && b.is_err()) { a } else { b };
-        io.complete(status);
+        // A pair that was executed finds its own write if it is sent again: it may not be.
+        io.complete(if status.is(Status::ABORTED_BY_HOST) { status.with_dnr() } else { status });
     }
-}
-
-fn is_of(io: &IoRef, nsid: u32) -> bool {
-    (io.words()[1] >> 32) as u32 == nsid
 }
 
 /// Writes the one range of an unmap or copy.
@@ -485,8 +463,10 @@ impl Completer for CoreQueue {
     fn completed(&self, done: &Done) {
         if done.tag == 0 {
             let io = self.flights.borrow_mut().get_mut(usize::from(done.cid)).and_then(Option::take);
-            if let Some(io) = io {
-                io.complete(done.status);
+            match io {
+                Some(io) if done.status.is_ok() => io.complete(done.status),
+                Some(io) => self.failed(io, done.status),
+                None => {}
             }
         } else {
             self.half_ended(done);

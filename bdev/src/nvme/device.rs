@@ -2,15 +2,15 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use longshore_nvme::host::{Info, Namespace};
 use longshore_nvme::wire::identify::{oncs, vwc};
 use longshore_reactor::Reactor;
 
 use super::channel::NvmeChannel;
-use super::controllers::Entry;
-use super::core_queue::CoreQueue;
+use super::core_queue::{CoreQueue, Tag};
+use super::entry::Entry;
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
 use crate::io::Op;
 use crate::node::BdevNode;
@@ -28,6 +28,7 @@ const FUSES_COMPARE_WRITE: u16 = 1;
 pub struct NvmeBdev {
     pub(crate) entry: Arc<Entry>,
     nsid: u32,
+    serial: u32,
     namespace: Namespace,
     geometry: Geometry,
     supported: SupportedOps,
@@ -80,7 +81,10 @@ impl NvmeBdev {
         geometry.max_copy_blocks = data.mssrl.get().into();
         geometry.optimal_io_boundary = data.noiob.get().into();
         geometry.volatile_cache = info.identify.vwc & vwc::PRESENT != 0;
-        Ok(NvmeBdev { entry, nsid: namespace.nsid, geometry, supported, namespace, gone: Arc::default() })
+        // Told apart from one that may take its place under the same identifier.
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed) & Tag::MAX_SERIAL;
+        Ok(NvmeBdev { entry, serial, nsid: namespace.nsid, geometry, supported, namespace, gone: Arc::default() })
     }
 
     /// Name of the controller.
@@ -93,13 +97,17 @@ impl NvmeBdev {
         &self.entry.ctrl
     }
 
+    pub(super) fn serial(&self) -> u32 {
+        self.serial
+    }
+
     /// Namespace identifier.
     pub fn nsid(&self) -> u32 {
         self.nsid
     }
 
     /// From now on requests fail: what has its identifier is other storage, or none.
-    pub(crate) fn retire(&self) {
+    pub(super) fn retire(&self) {
         self.gone.store(true, Ordering::Release);
     }
 
@@ -129,8 +137,8 @@ impl Bdev for NvmeBdev {
 
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
         let queue = CoreQueue::of(reactor, &self.entry);
-        let (bs, flushes) = (self.geometry.block_size, self.geometry.volatile_cache);
-        Ok(Box::new(NvmeChannel::new(queue, self.nsid, bs, flushes, self.gone.clone())))
+        let tag = Tag::new(self.nsid, self.serial, self.geometry.block_size);
+        Ok(Box::new(NvmeChannel::new(queue, tag, self.geometry.volatile_cache, self.gone.clone())))
     }
 
     fn as_any(&self) -> &dyn Any {

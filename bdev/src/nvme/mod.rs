@@ -1,16 +1,32 @@
 //! Namespaces of remote controllers as block devices: `Nvme0n1` is namespace 1 of the controller attached as `Nvme0`.
 //!
 //! [`Controllers`] is what was attached. Each core that uses a controller has one I/O queue pair on it, shared by its namespaces;
-//! it is made when the first of them is opened there, and made again when it was lost and the controller is up. A request that
-//! was on its way when the connection ended, or that comes while there is none, ends with a path related status.
+//! it is made when the first of them is opened there.
+//!
+//! # When the connection is lost
+//!
+//! The controller is connected again as its [`Reconnect`] says, as a whole: also when it is one queue only that was lost, for its
+//! writes might still be executed. Meanwhile requests wait, those that were under way and those that come; each is a request of
+//! the core's pool, which bounds them. Once the namespaces are known to be the same, they are sent (again), in any order. They
+//! fail with a path related status when `fast_io_fail_timeout_sec` has passed, when the controller is given up or detached, and
+//! when their namespace is gone or was replaced.
+//!
+//! What may not be executed twice is not sent again: a compare-and-write that was under way, which would find its own write, and
+//! a copy onto a part of its own source. It ends with `ABORTED_BY_HOST` and Do Not Retry: whether it was executed is unknown.
+//!
+//! A controller with a volatile write cache that loses power loses writes that it acknowledged; a host that did not see it cannot
+//! know. Export such a device with its cache off, or from a file or device that the machine's death does not concern.
 
 mod channel;
 mod controllers;
 mod core_queue;
 mod device;
+mod entry;
 mod options;
+mod recover;
+mod waiting;
 
 pub use controllers::{AttachError, ControllerInfo, Controllers, PathFilter};
 pub use device::{NvmeBdev, PRODUCT_NAME};
 pub use longshore_nvme::host::{HostError, TimeoutAction, TransportId};
-pub use options::{AttachOptions, NvmeOptions};
+pub use options::{AttachOptions, NvmeOptions, Reconnect};

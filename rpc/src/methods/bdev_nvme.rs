@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use longshore_bdev::nvme::{self, AttachError, AttachOptions, PathFilter, TransportId};
+use longshore_bdev::nvme::{self, AttachError, AttachOptions, PathFilter, Reconnect, TransportId};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -157,12 +157,12 @@ params! {
         multipath: PathMode = PathMode::Multipath,
         /// I/O queues at most.
         num_io_queues: u32 = 1024,
-        /// Seconds after which a lost controller is given up; stored and dumped.
-        ctrlr_loss_timeout_sec: i32 = 0,
-        /// Seconds between attempts to reconnect; stored and dumped.
-        reconnect_delay_sec: u32 = 0,
-        /// Seconds after which I/O to a lost controller fails; stored and dumped.
-        fast_io_fail_timeout_sec: u32 = 0,
+        /// Seconds after which a lost controller is removed; 0: it is not reconnected, -1: never. Without it as bdev_nvme_set_options says, like the next two.
+        ctrlr_loss_timeout_sec: Option<i32>,
+        /// Seconds between attempts to reconnect.
+        reconnect_delay_sec: Option<u32>,
+        /// Seconds after which I/O to a lost controller fails; 0: when it is removed.
+        fast_io_fail_timeout_sec: Option<u32>,
         /// Key for TLS; not built.
         psk: NotBuilt<String>,
         /// Namespaces that become devices, at most.
@@ -282,7 +282,7 @@ pub(super) fn declare(registry: &mut Registry) {
     );
     registry.add(
         Method::new("bdev_nvme_reset_controller", When::Runtime, reset)
-            .doc("Connects a controller again. What is in flight fails.")
+            .doc("Connects a controller again. What is in flight waits, and is sent again.")
             .refusal(Refusal::ARGUMENT)
             .error(-ENODEV, "No such device")
             .error(-EIO, "Input/output error: `data` says why")
@@ -290,27 +290,30 @@ pub(super) fn declare(registry: &mut Registry) {
     );
 }
 
-/// What is wrong with a set of reconnect timeouts, if anything is.
-pub(super) fn check_timeouts(loss: i32, delay: u32, fast: u32) -> Result<(), RpcError> {
-    let wrong = |why: &str| {
-        let values =
-            format!("ctrlr_loss_timeout_sec {loss}, reconnect_delay_sec {delay}, fast_io_fail_timeout_sec {fast}");
-        Err(RpcError::errno_because(EINVAL, format!("{values}: {why}")))
+/// The reconnect timeouts of a call; what is not given is as for all controllers.
+pub(super) fn reconnect(
+    app: &App,
+    loss: Option<i32>,
+    delay: Option<u32>,
+    fast: Option<u32>,
+) -> Result<Reconnect, RpcError> {
+    let all = App::lock(&app.options.nvme);
+    let r = Reconnect {
+        ctrlr_loss_timeout_sec: loss.unwrap_or(all.ctrlr_loss_timeout_sec),
+        reconnect_delay_sec: delay.unwrap_or(all.reconnect_delay_sec),
+        fast_io_fail_timeout_sec: fast.unwrap_or(all.fast_io_fail_timeout_sec),
     };
-    match loss {
-        i32::MIN..=-2 => wrong("the first is -1 (never), 0 (at once) or a time"),
-        0 if delay != 0 || fast != 0 => wrong("the others have no meaning when a lost controller is given up at once"),
-        0 => Ok(()),
-        _ if delay == 0 => wrong("the second may not be 0"),
-        1.. if delay > loss as u32 => wrong("the second may not exceed the first"),
-        1.. if fast > loss as u32 => wrong("the third may not exceed the first"),
-        _ if fast != 0 && fast < delay => wrong("the third may not be less than the second"),
-        _ => Ok(()),
-    }
+    r.check().map_err(|why| RpcError::errno_because(EINVAL, why))?;
+    Ok(r)
 }
 
 fn check_options(app: &App, o: &NvmeOptions) -> Result<(), RpcError> {
-    check_timeouts(o.ctrlr_loss_timeout_sec, o.reconnect_delay_sec, o.fast_io_fail_timeout_sec)?;
+    let reconnect = Reconnect {
+        ctrlr_loss_timeout_sec: o.ctrlr_loss_timeout_sec,
+        reconnect_delay_sec: o.reconnect_delay_sec,
+        fast_io_fail_timeout_sec: o.fast_io_fail_timeout_sec,
+    };
+    reconnect.check().map_err(|why| RpcError::errno_because(EINVAL, why))?;
     app.controllers.set_options(nvme::NvmeOptions {
         action_on_timeout: match o.action_on_timeout {
             TimeoutAction::None => nvme::TimeoutAction::None,
@@ -322,9 +325,6 @@ fn check_options(app: &App, o: &NvmeOptions) -> Result<(), RpcError> {
         keep_alive: Duration::from_millis(o.keep_alive_timeout_ms.into()),
         io_queue_requests: o.io_queue_requests,
         bdev_retry_count: o.bdev_retry_count,
-        ctrlr_loss_timeout_sec: o.ctrlr_loss_timeout_sec,
-        reconnect_delay_sec: o.reconnect_delay_sec,
-        fast_io_fail_timeout_sec: o.fast_io_fail_timeout_sec,
         connect_timeout: Duration::from_millis(o.tcp_connect_timeout_ms.into()),
     })?;
     Ok(())
@@ -363,7 +363,7 @@ fn transport_id(p: &Attach) -> Result<TransportId, RpcError> {
     Ok(TransportId::tcp(SocketAddr::new(ip, port), subnqn))
 }
 
-fn attach_options(p: &Attach) -> Result<AttachOptions, RpcError> {
+fn attach_options(app: &App, p: &Attach) -> Result<AttachOptions, RpcError> {
     let hostnqn = p.hostnqn.clone().unwrap_or_default();
     if hostnqn.len() > 223 {
         return Err(wrong(format!("hostnqn too long: {hostnqn}")));
@@ -385,6 +385,7 @@ fn attach_options(p: &Attach) -> Result<AttachOptions, RpcError> {
         num_io_queues: p.num_io_queues,
         max_bdevs: p.max_bdevs as usize,
         disable_sq_flow_control: p.disable_sq_flow_control,
+        reconnect: reconnect(app, p.ctrlr_loss_timeout_sec, p.reconnect_delay_sec, p.fast_io_fail_timeout_sec)?,
     })
 }
 
@@ -396,12 +397,13 @@ async fn attach(app: Arc<App>, p: Attach) -> Reply {
         return Err(wrong("num_io_queues out of bounds, min: 1 max: 65536".into()));
     }
     let id = transport_id(&p)?;
-    check_timeouts(p.ctrlr_loss_timeout_sec, p.reconnect_delay_sec, p.fast_io_fail_timeout_sec)?;
+    let options = attach_options(&app, &p)?;
     let other = App::lock(&app.attached).get(&p.name).cloned();
-    if let Some(other) = other {
+    // One that was lost for too long is not there any more.
+    if let Some(other) = other.filter(|_| app.controllers.list(Some(&p.name)).is_ok()) {
         return Err(second_path(&other, &p, &id));
     }
-    let names = app.controllers.attach(&p.name, id, attach_options(&p)?).await?;
+    let names = app.controllers.attach(&p.name, id, options).await?;
     App::lock(&app.attached).insert(p.name.clone(), p);
     Ok(json!(names))
 }
@@ -481,9 +483,10 @@ pub(super) fn dump_controllers(app: &App) -> Vec<Entry> {
             }
         };
         put(trid(&c.trid));
+        let r = &c.options.reconnect;
         put(json!({
-            "prchk_reftag": false, "prchk_guard": false, "ctrlr_loss_timeout_sec": p.ctrlr_loss_timeout_sec,
-            "reconnect_delay_sec": p.reconnect_delay_sec, "fast_io_fail_timeout_sec": p.fast_io_fail_timeout_sec,
+            "prchk_reftag": false, "prchk_guard": false, "ctrlr_loss_timeout_sec": r.ctrlr_loss_timeout_sec,
+            "reconnect_delay_sec": r.reconnect_delay_sec, "fast_io_fail_timeout_sec": r.fast_io_fail_timeout_sec,
             "hostnqn": c.hostnqn, "hdgst": p.hdgst, "ddgst": p.ddgst, "multipath": p.multipath.as_str(),
             "fabrics_connect_timeout_us": p.fabrics_connect_timeout_us, "num_io_queues": p.num_io_queues,
             "disable_sq_flow_control": p.disable_sq_flow_control,
@@ -505,21 +508,4 @@ pub(super) fn dump_controllers(app: &App) -> Vec<Entry> {
 /// The options as a call.
 pub(super) fn dump_options(app: &App) -> Entry {
     Entry::new("bdev_nvme_set_options", App::lock(&app.options.nvme).to_value())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_may_not_contradict_each_other() {
-        for (loss, delay, fast) in [(0, 0, 0), (-1, 1, 0), (-1, 2, 2), (10, 10, 10), (10, 2, 5)] {
-            assert!(check_timeouts(loss, delay, fast).is_ok(), "{loss} {delay} {fast}");
-        }
-        for (loss, delay, fast) in
-            [(-2, 1, 0), (0, 1, 0), (0, 0, 1), (-1, 0, 0), (5, 0, 0), (5, 6, 0), (5, 2, 1), (5, 1, 6)]
-        {
-            assert!(check_timeouts(loss, delay, fast).is_err(), "{loss} {delay} {fast}");
-        }
-    }
 }
