@@ -32,6 +32,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/frame.rs", "completion frames"),
     ("bdev/src/io.rs", "memory described by a request"),
     ("bdev/src/job.rs", "children borrow their parent's memory"),
+    ("bdev/src/malloc/lend.rs", "blocks lent as buffers"),
     ("bdev/src/malloc/store.rs", "blocks shared by cores"),
     ("bdev/src/nvme/core_queue.rs", "memory of requests lent to the initiator"),
     ("bdev/src/queue.rs", "intrusive lists of requests"),

@@ -492,6 +492,12 @@ impl Channel {
         &self.0.core
     }
 
+    /// True if a read may ask for the device's own memory: see [`IoFlags::LEND`](crate::IoFlags::LEND).
+    pub fn lends(&self) -> bool {
+        let shaped = self.0.gate.get() & gate::SHAPED != 0 || self.0.geometry.max_io_blocks != 0;
+        !shaped && self.0.module().lends()
+    }
+
     /// True if a request of this kind can be done, natively or by emulation.
     pub fn supports(&self, op: Op) -> bool {
         self.0.node.supports(op)

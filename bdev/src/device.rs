@@ -198,6 +198,11 @@ pub trait IoChannel {
         None
     }
 
+    /// True if reads may ask for the device's own memory: see [`IoFlags::LEND`](crate::IoFlags::LEND). Constant for a channel.
+    fn lends(&self) -> bool {
+        self.forwards().is_some_and(Channel::lends)
+    }
+
     /// A request that this channel passed to a lower one comes back with `io.status()`. End it with [`IoRef::complete`], or
     /// keep it and do so later, or call [`IoRef::hook_again`] and submit it below once more.
     fn completed(&self, io: IoRef) {

@@ -81,6 +81,10 @@ impl IoFlags {
     pub const NO_UNMAP: IoFlags = IoFlags(4);
     /// A read from a device that holds no data may leave its buffer as it is: what the buffer held is no secret.
     pub const KEEP_BUFFER: IoFlags = IoFlags(8);
+    /// A read without a buffer, for a channel that [lends](crate::Channel::lends): the device gives one that shows its own memory,
+    /// which stays as it is until the last reference goes. If it cannot, the read succeeds without a buffer, and is to be
+    /// submitted again with one.
+    pub const LEND: IoFlags = IoFlags(16);
 
     /// True if every bit of `other` is set.
     pub const fn has(self, other: IoFlags) -> bool {

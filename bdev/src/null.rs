@@ -6,7 +6,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use longshore_nvme::wire::Status;
-use longshore_reactor::Reactor;
+use longshore_reactor::{DmaBuf, Reactor};
 
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
 use crate::io::{IoFlags, IoId, IoRef, Op};
@@ -41,8 +41,12 @@ impl Bdev for Null {
         SupportedOps::of(&[Op::Read, Op::Write, Op::Flush, Op::Unmap, Op::WriteZeroes, Op::Reset])
     }
 
-    fn open_channel(&self, _: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
-        Ok(Box::new(NullChannel))
+    fn open_channel(&self, r: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        let zeroes = r.dma().alloc(LENT).and_then(|mut z| {
+            z.get_mut()?.fill(0);
+            Some(z)
+        });
+        Ok(Box::new(NullChannel { block_size: self.geometry.block_size, zeroes }))
     }
 
     fn holds_no_data(&self) -> bool {
@@ -54,21 +58,41 @@ impl Bdev for Null {
     }
 }
 
-struct NullChannel;
+/// Bytes of the zeroes that a channel lends.
+const LENT: usize = 128 << 10;
 
-/// Buffers come from a pool: without this a reader would see what others left in them.
-#[inline(never)]
-fn zeroed(mut io: IoRef) {
-    io.segments_mut().for_each(|s| s.fill(0));
-    io.complete_later(Status::SUCCESS);
+struct NullChannel {
+    block_size: u32,
+    /// What reads are answered with that bring no buffer. Nobody writes to it.
+    zeroes: Option<DmaBuf>,
+}
+
+impl NullChannel {
+    #[inline(never)]
+    fn zeroed(&self, mut io: IoRef) {
+        if io.flags().has(IoFlags::LEND) {
+            let len = io.nblocks() as usize * self.block_size as usize;
+            if let Some(z) = self.zeroes.as_ref().filter(|z| z.len() >= len) {
+                io.set_buf(z.slice(0, len));
+            }
+        } else {
+            // Buffers come from a pool: without this a reader would see what others left in them.
+            io.segments_mut().for_each(|s| s.fill(0));
+        }
+        io.complete_later(Status::SUCCESS);
+    }
 }
 
 impl IoChannel for NullChannel {
     fn submit(&self, io: IoRef) {
-        if !io.iov().is_empty() && io.op() == Op::Read && !io.flags().has(IoFlags::KEEP_BUFFER) {
-            return zeroed(io);
+        if io.op() == Op::Read && !io.flags().has(IoFlags::KEEP_BUFFER) {
+            return self.zeroed(io);
         }
         io.complete_later(Status::SUCCESS);
+    }
+
+    fn lends(&self) -> bool {
+        true
     }
 
     fn abort(&self, _: IoId) -> bool {

@@ -157,9 +157,13 @@ impl Conn {
                 assert!(len <= self.qp().options().max_io_size && (!in_capsule || len <= inside));
                 self.want(slot, coming(true));
             }
-            Begin::NeedBuffer { len } => {
+            Begin::NeedBuffer { len, lent } => {
                 assert!(len > 0 && len <= self.qp().options().max_io_size);
-                self.want(slot, coming(false));
+                if lent && control & LATE == 0 {
+                    self.qp().execute(slot);
+                } else {
+                    self.want(slot, coming(false));
+                }
             }
         }
     }
@@ -212,6 +216,10 @@ impl QpairTransport for Conn {
             return self.late.borrow_mut().push(slot);
         }
         self.arrive(slot);
+    }
+
+    fn buffer_needed(&self, slot: u16) {
+        self.want(slot, Coming { from_host: false, control: 0, fill: 0 });
     }
 
     fn disconnect(&self, _: Disconnect) {

@@ -483,6 +483,12 @@ impl DmaBuf {
         self.block().refs.get() == 1
     }
 
+    /// Whether this is memory of somebody else, who waits for its return: see [`DmaPool::adopt`].
+    #[inline]
+    pub fn is_lent(&self) -> bool {
+        self.block().chunk == FOREIGN
+    }
+
     /// The registered buffer that holds this memory; registers its chunk on first use. `None`: not registered.
     #[inline]
     pub fn fixed_index(&self) -> Option<u16> {

@@ -1,21 +1,33 @@
 //! A device in memory.
+//!
+//! Reads that bring no buffer are lent the device's own memory; what they see does not change until they give it back. A write
+//! to a block that is lent goes elsewhere until then: see [`store`].
 
+mod lend;
 mod store;
 
 use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use longshore_nvme::wire::Status;
-use longshore_reactor::Reactor;
+use longshore_reactor::{Reactor, Timer};
 
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
-use crate::io::{IoId, IoRef, Op};
+use crate::io::{IoFlags, IoId, IoRef, Op};
 use crate::node::BdevNode;
 use crate::registry::BdevError;
+use lend::Lender;
 use store::Store;
 
 /// Product name of malloc devices.
 pub const PRODUCT_NAME: &str = "Malloc disk";
+
+/// How often a write is tried again that found its block lent and no room elsewhere.
+const TRY_AGAIN: Duration = Duration::from_millis(1);
 
 /// A device in anonymous memory, committed as it is written. Metadata, interleaved or separate, is stored too.
 pub struct Malloc {
@@ -56,8 +68,18 @@ impl Bdev for Malloc {
         ])
     }
 
-    fn open_channel(&self, _: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
-        Ok(Box::new(MallocChannel { store: self.store.clone() }))
+    fn open_channel(&self, r: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        Ok(Box::new(MallocChannel {
+            lender: Lender::new(&self.store),
+            state: Rc::new_cyclic(|me| State {
+                me: me.clone(),
+                reactor: r.clone(),
+                store: self.store.clone(),
+                waiting: RefCell::default(),
+                timer: RefCell::default(),
+                again: Cell::new(false),
+            }),
+        }))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -66,26 +88,92 @@ impl Bdev for Malloc {
 }
 
 struct MallocChannel {
+    lender: Rc<Lender>,
+    state: Rc<State>,
+}
+
+struct State {
+    me: Weak<State>,
+    reactor: Reactor,
     store: Arc<Store>,
+    /// Requests that found a block lent and no room elsewhere, each with the number of its blocks that are done.
+    waiting: RefCell<VecDeque<(IoRef, u32)>>,
+    timer: RefCell<Option<Timer>>,
+    /// The timer is set.
+    again: Cell<bool>,
+}
+
+impl State {
+    /// Does a request from block `done` on.
+    fn run(&self, mut io: IoRef, done: u32) {
+        let (lba, n, s) = (io.lba(), io.nblocks(), &*self.store);
+        let outcome = match io.op() {
+            Op::Read => Ok(s.read(lba, n, &mut io)),
+            Op::Write => s.write(lba, n, done, &io),
+            Op::Compare => Ok(s.compare(lba, n, &io)),
+            Op::Unmap | Op::WriteZeroes => s.zero(lba, n, done),
+            Op::Copy => s.copy(io.copy_source(), lba, n, done),
+            Op::Flush | Op::Reset => Ok(Status::SUCCESS),
+            Op::CompareAndWrite => Ok(Status::INVALID_OPCODE),
+        };
+        match outcome {
+            Ok(status) => io.complete_later(status),
+            Err(done) => self.wait(io, done),
+        }
+    }
+
+    #[cold]
+    fn wait(&self, io: IoRef, done: u32) {
+        self.waiting.borrow_mut().push_back((io, done));
+        if !self.again.replace(true) {
+            let me = self.me.clone();
+            let timer = self.reactor.timer(TRY_AGAIN, move |_| {
+                if let Some(me) = me.upgrade() {
+                    me.try_again();
+                }
+            });
+            *self.timer.borrow_mut() = Some(timer);
+        }
+    }
+
+    fn try_again(&self) {
+        self.again.set(false);
+        let all = std::mem::take(&mut *self.waiting.borrow_mut());
+        for (io, done) in all {
+            self.run(io, done);
+        }
+    }
 }
 
 impl IoChannel for MallocChannel {
     fn submit(&self, mut io: IoRef) {
-        let (lba, n) = (io.lba(), io.nblocks());
-        let status = match io.op() {
-            Op::Read => self.store.read(lba, n, &mut io),
-            Op::Write => self.store.write(lba, n, &io),
-            Op::Compare => self.store.compare(lba, n, &io),
-            Op::Unmap | Op::WriteZeroes => self.store.zero(lba, n),
-            Op::Copy => self.store.copy(io.copy_source(), lba, n),
-            Op::Flush | Op::Reset => Status::SUCCESS,
-            Op::CompareAndWrite => Status::INVALID_OPCODE,
-        };
-        io.complete_later(status);
+        if io.op() == Op::Read && io.flags().has(IoFlags::LEND) {
+            if let Some(b) = self.lender.lend(&self.state.reactor, io.lba(), io.nblocks()) {
+                io.set_buf(b);
+            }
+            return io.complete_later(Status::SUCCESS);
+        }
+        self.state.run(io, 0);
     }
 
-    fn abort(&self, _: IoId) -> bool {
-        false // every request already has its outcome
+    fn lends(&self) -> bool {
+        self.state.store.lends()
+    }
+
+    fn abort(&self, id: IoId) -> bool {
+        // Every other request already has its outcome.
+        let mut waiting = self.state.waiting.borrow_mut();
+        let Some(i) = waiting.iter().position(|(io, _)| io.id() == id) else { return false };
+        if let Some((io, _)) = waiting.remove(i) {
+            io.complete_later(Status::ABORT_REQUESTED);
+        }
+        true
+    }
+
+    fn abort_all(&self) {
+        for (io, _) in std::mem::take(&mut *self.state.waiting.borrow_mut()) {
+            io.complete_later(Status::ABORT_REQUESTED);
+        }
     }
 }
 

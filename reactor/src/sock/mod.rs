@@ -103,6 +103,8 @@ struct Inner {
     want: RefCell<Option<Next>>,
     tx: RefCell<Tx>,
     tx_op: Cell<Option<OpId>>,
+    /// The send in flight was cancelled so that lent memory can be given back.
+    copy_lent: Cell<bool>,
     low_water: Cell<usize>,
     above: Cell<bool>,
     send_timeout: Cell<u64>,
@@ -157,6 +159,7 @@ impl Sock {
             want: RefCell::new(None),
             tx: RefCell::default(),
             tx_op: Cell::new(None),
+            copy_lent: Cell::new(false),
             low_water: Cell::new(LOW_WATER),
             above: Cell::new(false),
             send_timeout: Cell::new(clock::ticks(SEND_TIMEOUT)),
@@ -577,11 +580,16 @@ unsafe fn on_sent(ctx: *mut (), res: i32, _flags: u32) {
     if n > 0 {
         s.progress.set(s.reactor.now());
     }
+    let cancelled = s.copy_lent.take();
+    if cancelled {
+        s.tx.borrow_mut().copy_lent(s.reactor.dma());
+    }
     let queued = s.tx.borrow().queued();
     if queued > 0 || s.phase.get() != Phase::Open {
         sock.mark();
     }
-    if res < 0 && !matches!(-res, libc::EINTR | libc::EAGAIN) && s.phase.get() != Phase::Closing {
+    let again = matches!(-res, libc::EINTR | libc::EAGAIN) || cancelled && res == -libc::ECANCELED;
+    if res < 0 && !again && s.phase.get() != Phase::Closing {
         sock.fail(io::Error::from_raw_os_error(-res));
         return;
     }

@@ -12,7 +12,9 @@ use std::time::Duration;
 /// How long a finished connection waits for its peer to close.
 const LINGER: Duration = Duration::from_secs(1);
 /// How often stuck connections are looked for.
-const SWEEP: Duration = Duration::from_millis(500);
+const SWEEP: Duration = Duration::from_millis(100);
+/// Without progress for so long, what is to be sent from lent memory is copied.
+const LENT: Duration = Duration::from_millis(100);
 
 /// Counters of a reactor's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,9 +128,19 @@ impl SockTable {
         }
     }
 
-    /// Closes connections whose peer does not take what is sent to it.
+    /// Closes connections whose peer does not take what is sent to it; before that, gives back what they send from lent memory.
     fn sweep(&self) {
         let now = clock::rdtsc();
+        for s in self.all.borrow().iter().flatten() {
+            if let Some(op) = s.tx_op.get()
+                && now.saturating_sub(s.progress.get()) > clock::ticks(LENT)
+                && !s.copy_lent.get()
+                && s.tx.borrow().has_lent()
+            {
+                s.copy_lent.set(true);
+                s.reactor.cancel(op);
+            }
+        }
         let late = |s: &&Rc<Inner>| {
             let age = now.saturating_sub(s.progress.get());
             match s.phase.get() {

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::stable::{Stable, Zeroed};
-use crate::dma::DmaBuf;
+use crate::dma::{DmaBuf, DmaPool};
 use std::collections::VecDeque;
 
 /// Bytes of one segment of copied bytes.
@@ -197,6 +197,27 @@ impl Tx {
         }
     }
 
+    /// Replaces lent memory by copies of it, as far as the pool has room, so that it goes back to its owner. Only when nothing
+    /// is in flight.
+    pub(crate) fn copy_lent(&mut self, pool: &DmaPool) {
+        debug_assert!(self.arena.is_none());
+        for item in &mut self.items {
+            let Some(lent) = item.owner.as_ref().filter(|o| o.is_lent()) else { continue };
+            let Some(mut copy) = pool.alloc(item.len) else { return };
+            let from = item.ptr as usize - lent.as_ptr() as usize;
+            if let Some(to) = copy.get_mut() {
+                to.copy_from_slice(&lent.as_slice()[from..from + item.len]);
+                item.ptr = copy.as_ptr();
+                item.owner = Some(copy);
+            }
+        }
+    }
+
+    /// Whether lent memory is in the queue.
+    pub(crate) fn has_lent(&self) -> bool {
+        self.items.iter().any(|i| i.owner.as_ref().is_some_and(DmaBuf::is_lent))
+    }
+
     /// The send in flight ended after `n` bytes.
     pub(crate) fn sent(&mut self, spares: &mut Spares, mut n: usize) {
         if let Some(a) = self.arena.take()
@@ -253,7 +274,6 @@ impl Tx {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dma::DmaPool;
     use crate::options::DmaOptions;
 
     fn gather(msg: *const libc::msghdr) -> (usize, Vec<u8>) {
@@ -287,6 +307,32 @@ mod tests {
         tx.sent(&mut sp, 5);
         assert_eq!((tx.queued(), pool.stats().classes[0].in_use), (0, 0));
         assert!(tx.segments.is_empty(), "an idle connection owns no memory");
+    }
+
+    #[test]
+    fn lent_memory_is_copied_from_where_sending_stopped() {
+        let pool = DmaPool::new(&DmaOptions::default()).unwrap();
+        let (mut tx, mut sp) = (Tx::default(), Spares::default());
+        let lent = Box::leak(Box::new([*b"0123456789", *b"abcdefghij"]));
+        let returned: &'static std::sync::atomic::AtomicU32 = Box::leak(Box::default());
+        unsafe fn release(ctx: *mut ()) {
+            // SAFETY: the counter below, which lives for ever.
+            unsafe { &*ctx.cast::<std::sync::atomic::AtomicU32>() }.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        for part in lent.iter_mut() {
+            let ctx = std::ptr::from_ref(returned).cast_mut().cast();
+            // SAFETY: the memory lives for ever, and so does the counter.
+            tx.push_buf(unsafe { pool.adopt(std::ptr::NonNull::from(&mut *part).cast(), 10, release, ctx) });
+        }
+        tx.push_bytes(&mut sp, b"-");
+        tx.begin(&mut sp).unwrap();
+        tx.sent(&mut sp, 3);
+        assert!(tx.has_lent());
+        tx.copy_lent(&pool);
+        assert_eq!((tx.has_lent(), returned.load(std::sync::atomic::Ordering::Relaxed)), (false, 2));
+        assert_eq!(gather(tx.begin(&mut sp).unwrap()).1, b"3456789abcdefghij-");
+        tx.sent(&mut sp, 18);
+        assert_eq!(pool.stats().classes[0].in_use, 0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use longshore_bdev::Channel;
 use longshore_nvme::wire::{AnaState, Status};
-use longshore_reactor::{DmaBuf, oneshot};
+use longshore_reactor::oneshot;
 
 use crate::address::Address;
 use crate::error_log::ErrorLog;
@@ -17,8 +17,8 @@ use crate::view::{Namespace, SubsystemView};
 pub(crate) struct LiveNamespace {
     pub(crate) channel: Channel,
     pub(crate) ns: Arc<Namespace>,
-    /// What every read of a device without data is answered from.
-    pub(crate) zeroes: Option<DmaBuf>,
+    /// Reads may be answered from the device's own memory.
+    pub(crate) lends: bool,
     /// Dropped with this: tells those who wait for the end of its use.
     pub(crate) watchers: RefCell<Vec<oneshot::Sender<()>>>,
 }
@@ -28,12 +28,15 @@ pub(crate) struct LiveNamespace {
 pub(crate) struct Entry {
     pub(crate) live: Option<Rc<LiveNamespace>>,
     pub(crate) block_size: u32,
+    /// As that of `live`.
+    lends: bool,
     /// Success, or why commands are refused.
     pub(crate) deny: Status,
 }
 
 impl Entry {
-    const NONE: Entry = Entry { live: None, block_size: 0, deny: Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr() };
+    const NONE: Entry =
+        Entry { live: None, block_size: 0, lends: false, deny: Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr() };
 }
 
 /// Who a controller is, as every core that serves it knows.
@@ -77,7 +80,9 @@ impl Access {
     pub(crate) fn find(&self, nsid: u32) -> Result<(Rc<LiveNamespace>, u32), Status> {
         let t = self.table.borrow();
         match t.get(nsid.wrapping_sub(1) as usize) {
-            Some(Entry { live: Some(l), block_size, deny }) if *deny == Status::SUCCESS => Ok((l.clone(), *block_size)),
+            Some(Entry { live: Some(l), block_size, deny, .. }) if *deny == Status::SUCCESS => {
+                Ok((l.clone(), *block_size))
+            }
             other => Err(other.unwrap_or(&Entry::NONE).deny),
         }
     }
@@ -91,6 +96,19 @@ impl Access {
         let t = self.table.borrow();
         match t.get(nsid.wrapping_sub(1) as usize) {
             Some(e) if e.deny == Status::SUCCESS => Ok(e.block_size),
+            other => Err(other.unwrap_or(&Entry::NONE).deny),
+        }
+    }
+
+    /// Bytes of a block of a namespace that may be read, and whether its device lends its memory.
+    ///
+    /// # Errors
+    /// As [`find`](Access::find).
+    #[inline]
+    pub(crate) fn readable(&self, nsid: u32) -> Result<(u32, bool), Status> {
+        let t = self.table.borrow();
+        match t.get(nsid.wrapping_sub(1) as usize) {
+            Some(e) if e.deny == Status::SUCCESS => Ok((e.block_size, e.lends)),
             other => Err(other.unwrap_or(&Entry::NONE).deny),
         }
     }
@@ -124,7 +142,8 @@ impl Access {
                     table.resize(at, Entry::NONE);
                 }
                 let deny = state.io_status().unwrap_or(missing);
-                table[at - 1] = Entry { live, block_size: n.ns.block_size, deny };
+                let lends = live.as_ref().is_some_and(|l| l.lends);
+                table[at - 1] = Entry { live, block_size: n.ns.block_size, lends, deny };
             }
         }
         let old = self.table.replace(table);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_bdev::{BdevError, CoreState};
-use longshore_reactor::{DmaBuf, Poller, Reactor, oneshot};
+use longshore_reactor::{Poller, Reactor, oneshot};
 
 use crate::access::{Access, Identity, LiveNamespace};
 use crate::address::Address;
@@ -201,21 +201,14 @@ impl PollGroup {
         a
     }
 
-    /// A zeroed buffer of the usual largest size, for devices that hold no data.
-    fn zeroes(&self) -> Option<DmaBuf> {
-        let mut z = self.reactor().dma().alloc(128 << 10)?;
-        z.get_mut()?.fill(0);
-        Some(z)
-    }
-
     /// A namespace with its device open on this core.
     pub(crate) fn live_namespace(&self, ns: &Arc<Namespace>) -> Result<Rc<LiveNamespace>, BdevError> {
         if let Some(l) = self.namespaces.borrow().get(&ns.key).and_then(Weak::upgrade) {
             return Ok(l);
         }
         let channel = ns.desc.channel()?;
-        let zeroes = if channel.node().device().holds_no_data() { self.zeroes() } else { None };
-        let l = Rc::new(LiveNamespace { channel, ns: ns.clone(), zeroes, watchers: RefCell::default() });
+        let l =
+            Rc::new(LiveNamespace { lends: channel.lends(), channel, ns: ns.clone(), watchers: RefCell::default() });
         let mut map = self.namespaces.borrow_mut();
         map.retain(|_, w| w.strong_count() > 0);
         map.insert(ns.key, Rc::downgrade(&l));

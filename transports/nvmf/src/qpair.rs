@@ -281,6 +281,24 @@ impl Qpair {
         }
     }
 
+    /// The device did not lend its memory for the read in `slot` after all: it begins again, and brings a buffer.
+    #[cold]
+    pub(crate) fn need_buffer(self: &Rc<Self>, slot: u16) {
+        {
+            let mut r = self.slots[usize::from(slot)].borrow_mut();
+            r.phase = Phase::Begun;
+            r.io = None;
+            if let Some(ns) = r.ns.take() {
+                self.group.put_namespace(ns);
+            }
+        }
+        self.busy.set(self.busy.get() - 1);
+        match self.transport() {
+            Some(t) if self.life.get() < Life::Closing => t.buffer_needed(slot),
+            _ => self.drop_slot(slot),
+        }
+    }
+
     #[cold]
     fn drop_slot(&self, slot: u16) {
         self.slots[usize::from(slot)].borrow_mut().clear();

@@ -24,6 +24,9 @@ pub enum Begin {
     NeedBuffer {
         /// Bytes.
         len: u32,
+        /// `execute` may do without: the device lends its own memory, which keeps writers from it until it is sent. If it turns out
+        /// that it cannot, `QpairTransport::buffer_needed` comes.
+        lent: bool,
     },
     /// The command was refused: send its completion as in `QpairTransport::respond`.
     Respond,

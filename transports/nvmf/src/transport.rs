@@ -33,6 +33,10 @@ pub trait QpairTransport {
     /// `Qpair::get_buffer` said no for `slot`; now the buffer is there. From the poll phase.
     fn buffer_ready(&self, slot: u16);
 
+    /// The command in `slot`, executed without a buffer because the device would lend its memory, needs one after all: as after
+    /// [`Begin::NeedBuffer`](crate::Begin::NeedBuffer) without `lent`.
+    fn buffer_needed(&self, slot: u16);
+
     /// Close the connection. Ends in `Qpair::shutdown`, as every other end of a connection does. Called at most once.
     fn disconnect(&self, why: Disconnect);
 

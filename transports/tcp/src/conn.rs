@@ -20,7 +20,7 @@ use longshore_reactor::ticks;
 
 use crate::core::{Birth, TcpCore};
 use crate::greeter::Greeted;
-use crate::receive::Rx;
+use crate::receive::{Rx, Then};
 use crate::slot::{Phase, Slots};
 
 /// Nothing is received while more than this many bytes are queued to be sent.
@@ -273,6 +273,10 @@ impl QpairTransport for Conn {
             }
             Phase::Idle | Phase::Data => {}
         }
+    }
+
+    fn buffer_needed(&self, slot: u16) {
+        self.proceed(slot, Then::Read { lent: false });
     }
 
     fn disconnect(&self, why: Disconnect) {

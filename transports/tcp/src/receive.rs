@@ -26,8 +26,10 @@ pub(crate) enum Then {
         len: u32,
         cid: u16,
     },
-    /// Get a buffer to read into, then execute.
-    Read,
+    /// Get a buffer to read into, unless the device would lend its own; then execute.
+    Read {
+        lent: bool,
+    },
     /// It failed already.
     Respond,
 }
@@ -123,7 +125,7 @@ impl Conn {
                 Then::Execute
             }
             Begin::NeedData { len, .. } => Then::Request { len, cid: c.sqe.cid.get() },
-            Begin::NeedBuffer { .. } => Then::Read,
+            Begin::NeedBuffer { lent, .. } => Then::Read { lent },
             Begin::Respond => Then::Respond,
         };
         if c.data_len == 0 {
@@ -135,10 +137,12 @@ impl Conn {
 
     /// The capsule is complete.
     #[inline]
-    fn proceed(&self, slot: u16, then: Then) {
+    pub(crate) fn proceed(&self, slot: u16, then: Then) {
         match then {
             Then::Execute => self.qp().execute(slot),
-            Then::Read => {
+            // Not behind a long queue: writers would have to do without that memory for so long.
+            Then::Read { lent: true } if self.sock().queued() <= SEND_HIGH => self.qp().execute(slot),
+            Then::Read { .. } => {
                 if self.qp().get_buffer(slot) {
                     self.qp().execute(slot);
                 } else {

@@ -25,17 +25,17 @@ pub(crate) fn begin(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, in_capsule: u32) -> Re
     }
     let discovery = qp.admin.get().is_some_and(|c| c.discovery);
     match sqe.opcode {
-        opcode::IDENTIFY => to_host(qp, slot, sqe, Length::AtLeast(4096)),
+        opcode::IDENTIFY => to_host(qp, slot, sqe, Length::AtLeast(4096), false),
         opcode::GET_LOG_PAGE => {
             let len = GetLogPageCmd::of(sqe).len;
             if len > u64::from(qp.options.max_io_size) {
                 return Err(Status::INVALID_FIELD.with_dnr());
             }
-            to_host(qp, slot, sqe, Length::AtLeast(len as u32))
+            to_host(qp, slot, sqe, Length::AtLeast(len as u32), false)
         }
         opcode::GET_FEATURES => match features::data_to_host(&FeatureCmd::of(sqe)) {
             0 => Ok(Begin::Execute),
-            n => to_host(qp, slot, sqe, Length::AtLeast(n)),
+            n => to_host(qp, slot, sqe, Length::AtLeast(n), false),
         },
         opcode::SET_FEATURES => match features::data_from_host(&FeatureCmd::of(sqe)) {
             0 => Ok(Begin::Execute),

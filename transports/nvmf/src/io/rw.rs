@@ -21,7 +21,10 @@ pub(crate) fn begin(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, in_capsule: u32) -> Re
     let nsid = sqe.nsid.get();
     let bytes = |bs: u32| Length::Exact(u64::from(sqe.nblocks()) * u64::from(bs));
     match sqe.opcode {
-        opcode::READ => to_host(qp, slot, sqe, bytes(access.block_size(nsid)?)),
+        opcode::READ => {
+            let (bs, lends) = access.readable(nsid)?;
+            to_host(qp, slot, sqe, bytes(bs), lends)
+        }
         opcode::WRITE => from_host(qp, slot, sqe, in_capsule, bytes(access.block_size(nsid)?)),
         opcode::COMPARE if qp.options.masked_oncs & oncs::COMPARE == 0 => {
             from_host(qp, slot, sqe, in_capsule, bytes(access.block_size(nsid)?))
@@ -83,16 +86,16 @@ pub(crate) fn submit(qp: &Rc<Qpair>, slot: u16) {
         drop(guard);
         return starve(qp, slot);
     };
-    if op == Op::Read
-        && let Some(z) = live.zeroes.as_ref().filter(|z| z.len() >= r.len as usize)
-    {
-        r.buf = Some(z.slice(0, r.len as usize));
-        flags = flags.with(IoFlags::KEEP_BUFFER);
-    }
-    io.prepare(op, flags, lba, blocks);
     if op.has_buffer() {
         match r.buf.take() {
             Some(b) if b.len() == r.len as usize => io.set_buf(b),
+            None if op == Op::Read && live.lends => flags = flags.with(IoFlags::LEND),
+            None if op == Op::Read => {
+                // The namespace is another one than when the command came in.
+                qp.put_request(io);
+                drop(guard);
+                return qp.need_buffer(slot);
+            }
             _ => {
                 qp.put_request(io);
                 drop(guard);
@@ -100,6 +103,7 @@ pub(crate) fn submit(qp: &Rc<Qpair>, slot: u16) {
             }
         }
     }
+    io.prepare(op, flags, lba, blocks);
     io.begin(qp.clone(), u64::from(slot));
     r.io = Some(io.id());
     r.ns.insert(live).channel.submit(io);

@@ -49,7 +49,7 @@ pub(crate) fn from_host(qp: &Qpair, slot: u16, sqe: &Sqe, in_capsule: u32, want:
 
 /// A command that gives data to the host: `len` bytes of it, or as many as the SGL holds.
 #[inline]
-pub(crate) fn to_host(qp: &Qpair, slot: u16, sqe: &Sqe, want: Length) -> Result<Begin, Status> {
+pub(crate) fn to_host(qp: &Qpair, slot: u16, sqe: &Sqe, want: Length, lent: bool) -> Result<Begin, Status> {
     let mut r = qp.slots[usize::from(slot)].borrow_mut();
     let len = check(qp, sqe, r.kind, want)?;
     if sqe.dptr.kind() != SglKind::Transport {
@@ -57,5 +57,5 @@ pub(crate) fn to_host(qp: &Qpair, slot: u16, sqe: &Sqe, want: Length) -> Result<
     }
     r.len = len;
     r.to_host = true;
-    Ok(Begin::NeedBuffer { len })
+    Ok(Begin::NeedBuffer { len, lent })
 }
