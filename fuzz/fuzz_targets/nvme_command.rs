@@ -177,6 +177,9 @@ impl Conn {
 
     fn arrive(&self, slot: u16) {
         let Some(c) = self.coming.borrow_mut().remove(&slot) else { return };
+        if self.closed.get().is_some() {
+            return; // nothing arrives on a closed connection
+        }
         if c.from_host {
             self.qp().with_buffer(slot, |b| b.fill(c.fill)).expect("the buffer is the command's own");
             if c.control & BROKEN != 0 {

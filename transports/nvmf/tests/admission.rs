@@ -59,6 +59,7 @@ impl QpairTransport for Wire {
         qp.release(slot);
     }
     fn buffer_ready(&self, _: u16) {}
+    fn buffer_needed(&self, _: u16) {}
     fn disconnect(&self, _: Disconnect) {
         if let Some(qp) = self.qp.borrow().upgrade() {
             Reactor::current().defer(move |_| qp.shutdown(|| {}));
