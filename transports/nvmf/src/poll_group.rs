@@ -55,6 +55,7 @@ pub struct PollGroup {
     pub(crate) counters: Counters,
     /// Of queue pairs that are gone.
     gone: Cell<Traffic>,
+    stopping: Cell<bool>,
 }
 
 /// How often what does not end is aborted again.
@@ -81,6 +82,7 @@ impl PollGroup {
             poller: OnceCell::new(),
             counters: Counters::default(),
             gone: Cell::default(),
+            stopping: Cell::new(false),
         });
         let weak = Rc::downgrade(&group);
         let poller = reactor.poller(format!("nvmf_{core}"), move |_| {
@@ -93,6 +95,7 @@ impl PollGroup {
     /// Disconnects everything; ends when nothing is connected any more.
     pub(crate) async fn quiesce(target: &Arc<Target>) {
         let Some(g) = PollGroup::of(target) else { return };
+        g.stopping.set(true);
         let all: Vec<_> = g.qpairs.borrow().values().cloned().collect();
         for q in all {
             q.disconnect(Disconnect::Shutdown);
@@ -299,6 +302,11 @@ impl PollGroup {
             waited += step;
         }
         true
+    }
+
+    /// True if the target shuts down: a connection that was still on its way here is not taken over.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
     }
 
     /// True if the core serves no queue pair and owns no controller.

@@ -76,8 +76,8 @@ impl TcpCore {
 
     /// Takes over a greeted connection.
     pub(crate) fn adopt(reactor: &Reactor, birth: Birth, place: Placement, conn: Greeted) {
-        // Without a poll group the target has shut down: the descriptor closes.
-        let Some(group) = PollGroup::of(&birth.target) else { return };
+        // The target has shut down, or does: the descriptor closes.
+        let Some(group) = PollGroup::of(&birth.target).filter(|g| !g.is_stopping()) else { return };
         let core = TcpCore::of(reactor, birth.instance);
         let peer = conn.peer;
         if let Err(e) = Conn::start(core, &group, birth, place, conn) {

@@ -1,0 +1,484 @@
+//! A thousand ends: hosts connect and keep every kind of I/O in flight, then something ends, and everything that was taken is
+//! given back. Each round follows from its seed, but for the moments at which threads meet.
+//!
+//! `TEARDOWN_SEED` is the first round's seed, `TEARDOWN_ROUNDS` how many follow; a failure says both.
+
+mod host;
+mod world;
+
+use host::*;
+use longshore_bdev::malloc::Malloc;
+use longshore_bdev::null::Null;
+use longshore_bdev::{Bdev, CoreOptions, CoreState, Geometry, delay};
+use longshore_nvme::wire::{SglDescriptor, Sqe, Status};
+use longshore_nvmf::{Address, AnaState, NamespaceOptions, PollGroup, SubsystemOptions};
+use longshore_reactor::{DmaOptions, Options, Reactor};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use world::{BLOCKS, NQN, Setup, World, block_on};
+
+/// The namespaces, from 1.
+const DEVICES: [&str; 3] = ["Malloc0", "Slow1", "Null0"];
+/// Latency of the slow one, in microseconds.
+const LATENCY: u64 = 4000;
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    /// A moment of at most 3 ms, often none.
+    fn pause(&mut self) -> Duration {
+        Duration::from_micros([0, 0, 50, 400, 1000, 3000][self.below(6)])
+    }
+}
+
+/// What one core has handed out.
+#[derive(Clone, Debug, PartialEq)]
+struct CoreCount {
+    requests: u32,
+    /// By size.
+    buffers: Vec<usize>,
+    connections: usize,
+    operations: usize,
+    /// Neither queue pairs nor controllers.
+    idle: bool,
+}
+
+/// What is handed out.
+#[derive(Clone, Debug, PartialEq)]
+struct Counters {
+    cores: Vec<CoreCount>,
+    /// By device: how many hold it open, and on how many cores.
+    devices: Vec<(String, usize, usize)>,
+}
+
+fn count(w: &World) -> Counters {
+    let of = |target: &Arc<longshore_nvmf::Target>, r: &Reactor| CoreCount {
+        requests: CoreState::current().pool_stats().in_use,
+        buffers: r.dma().stats().classes.iter().map(|c| c.in_use).collect(),
+        connections: r.sock_stats().connections,
+        operations: r.in_flight(),
+        idle: PollGroup::of(target).is_none_or(|g| g.is_idle()),
+    };
+    let cores = w.cores().iter().map(|c| {
+        let target = w.target.clone();
+        c.call(move |r| of(&target, r)).wait().unwrap()
+    });
+    let mut devices: Vec<_> = w
+        .target
+        .bdevs()
+        .list()
+        .iter()
+        .map(|n| (n.name().to_owned(), n.open_count(), n.channel_stats().len()))
+        .collect();
+    devices.sort();
+    Counters { cores: cores.collect(), devices }
+}
+
+/// A target with all devices, and its counters when nobody is connected.
+struct Stage {
+    w: World,
+    start: Counters,
+}
+
+fn register(w: &World, name: &str, dev: Arc<dyn Bdev>) {
+    w.target.bdevs().register(name, None, dev).unwrap();
+}
+
+/// The device `name`, as it is made at the start.
+fn make(w: &World, name: &str) {
+    let plain = || Geometry::plain(512, BLOCKS);
+    match name {
+        _ if w.target.bdevs().find(name).is_some() => {}
+        "Null0" => register(w, name, Null::new(plain())),
+        _ => register(w, name, Malloc::new(plain()).unwrap()),
+    }
+    if name == "Malloc1" && w.target.bdevs().find("Slow1").is_none() {
+        let (name, base) = ("Slow1".into(), "Malloc1".into());
+        let o = delay::Options {
+            name,
+            base,
+            uuid: None,
+            avg_read_us: LATENCY,
+            p99_read_us: LATENCY,
+            avg_write_us: LATENCY,
+            p99_write_us: LATENCY,
+        };
+        delay::create(w.target.bdevs(), o).unwrap();
+    }
+}
+
+fn add_namespace(w: &World, nsid: usize) {
+    let o = NamespaceOptions {
+        bdev_name: DEVICES[nsid - 1].into(),
+        nsid: Some(nsid as u32),
+        ..NamespaceOptions::default()
+    };
+    block_on(w.target.add_namespace(NQN, o)).unwrap();
+}
+
+impl Stage {
+    fn new() -> Stage {
+        let dma = DmaOptions { max_bytes: 6 << 20, ..DmaOptions::default() };
+        let w = Setup {
+            runtime: Options { cores: vec![0, 1], pin: false, dma, ..Options::default() },
+            // Fewer than there are commands at times; memory, too.
+            requests: CoreOptions { requests: 40, child_reserve: 8 },
+            ..Setup::default()
+        }
+        .start();
+        make(&w, "Malloc1");
+        make(&w, "Null0");
+        add_namespace(&w, 2);
+        add_namespace(&w, 3);
+        // The first host makes what stays.
+        for qid in 1..=2 {
+            let admin = Host::admin(w.addr, Ic::default(), NQN);
+            let mut io = Host::io(w.addr, Ic::default(), NQN, admin.cntlid, qid, 31, 0);
+            assert!(io.read(0, 4096).status.is_ok());
+        }
+        w.wait("the first hosts are gone", |w| count(w).cores.iter().all(|c| c.idle && c.connections == 0));
+        w.settled(0);
+        let start = count(&w);
+        Stage { w, start }
+    }
+
+    /// Waits until nothing more is handed out than at the start.
+    fn settle(&self) {
+        let begin = Instant::now();
+        loop {
+            let now = count(&self.w);
+            if now == self.start {
+                return;
+            }
+            let left = format!("handed out is\n  {now:?}\nand at the start was\n  {:?}", self.start);
+            assert!(begin.elapsed() < Duration::from_secs(20), "{left}");
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+}
+
+/// One connection's I/O, on a thread of its own.
+struct Load {
+    io: Host,
+    rng: Rng,
+}
+
+impl Load {
+    fn namespace(&mut self, mut sqe: Sqe) -> Sqe {
+        sqe.nsid = (1 + self.rng.below(3) as u32).into();
+        sqe
+    }
+
+    /// A command that moves `blocks`, with its data in the capsule or not.
+    fn transfer(&mut self, opcode: u8, slba: u64, blocks: usize, fuse: u8, nsid: u32) -> Vec<u8> {
+        let len = blocks * 512;
+        let mut sqe = self.io.rw_sqe(opcode, slba, blocks as u32, len as u32);
+        sqe.nsid = nsid.into();
+        sqe.flags |= fuse;
+        if opcode != 0x02 && len <= 4096 && self.rng.chance(60) {
+            sqe.dptr = SglDescriptor::in_capsule(0, len as u32);
+            return self.io.capsule(&sqe, &vec![opcode; len]);
+        }
+        self.io.capsule(&sqe, &[])
+    }
+
+    fn command(&mut self) -> Vec<u8> {
+        let blocks = [1, 8, 8, 32, 256][self.rng.below(5)];
+        let slba = self.rng.below(BLOCKS as usize - 256) as u64;
+        let nsid = 1 + self.rng.below(3) as u32;
+        match self.rng.below(12) {
+            0..=3 => self.transfer(0x02, slba, blocks, 0, nsid),
+            4..=7 => self.transfer(0x01, slba, blocks, 0, nsid),
+            // Compare-and-write, at times without its second half.
+            8 => {
+                let mut both = self.transfer(0x05, slba, 8, 1, nsid);
+                if self.rng.chance(85) {
+                    both.extend(self.transfer(0x01, slba, 8, 2, nsid));
+                }
+                both
+            }
+            9 => {
+                let ranges = 1 + self.rng.below(40);
+                let mut data = Vec::new();
+                for i in 0..ranges as u64 {
+                    data.extend_from_slice(&[0, 0, 0, 0, 3, 0, 0, 0]);
+                    data.extend_from_slice(&(i * 100).to_le_bytes());
+                }
+                let sqe = Sqe::new(0x09, self.io.cid(), 0);
+                let mut sqe = self.namespace(sqe);
+                sqe.dptr = SglDescriptor::in_capsule(0, data.len() as u32);
+                (sqe.cdw10, sqe.cdw11) = ((ranges as u32 - 1).into(), 4.into());
+                self.io.capsule(&sqe, &data)
+            }
+            10 => {
+                let sqe = self.io.rw_sqe(0x08, slba, blocks as u32, 0);
+                let sqe = self.namespace(sqe);
+                self.io.capsule(&sqe, &[])
+            }
+            _ => {
+                let sqe = Sqe::new(0x00, self.io.cid(), 0);
+                let sqe = self.namespace(sqe);
+                self.io.capsule(&sqe, &[])
+            }
+        }
+    }
+
+    /// Answers an R2T in full, by half or not at all.
+    fn answer(&mut self, r2t: &Pdu) -> std::io::Result<()> {
+        let (cid, ttag, off, len) = (r2t.u16(8), r2t.u16(10), r2t.u32(12), r2t.u32(16) as usize);
+        let b = self.io.h2c_data(cid, ttag, off, &vec![7; len], true);
+        let n = match self.rng.below(8) {
+            0 => 0,
+            1 => return self.io.s.write_all(&b[..self.rng.below(b.len())]).and(Err(std::io::ErrorKind::Other.into())),
+            _ => b.len(),
+        };
+        self.io.s.write_all(&b[..n])
+    }
+
+    /// Sends and receives until the connection ends, or it had enough. What is in flight then stays.
+    fn run(&mut self) -> std::io::Result<()> {
+        self.io.s.set_read_timeout(Some(Duration::from_millis(8)))?;
+        for _ in 0..1 + self.rng.below(5) {
+            let n = 1 + self.rng.below(30);
+            let burst: Vec<u8> = (0..n).flat_map(|_| self.command()).collect();
+            self.io.s.write_all(&burst)?;
+            if self.rng.chance(70) {
+                for _ in 0..self.rng.below(2 * n) {
+                    let p = self.io.try_pdu()?;
+                    if p.kind == R2T {
+                        self.answer(&p)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Hosts {
+    admins: Vec<Host>,
+    loads: Vec<JoinHandle<()>>,
+    /// Connections that were begun only.
+    begun: Vec<Host>,
+    /// The loads close their connections.
+    enough: Arc<AtomicBool>,
+}
+
+/// An I/O queue; `None` if others have all memory at the moment.
+fn queue(w: &World, admin: &Host, qid: u16, depth: u16, cattr: u8) -> Option<Host> {
+    let mut io = Host::initialised(w.addr, admin.ic);
+    let done = io.connect(qid, depth, admin.cntlid, cattr, NQN, HOSTNQN);
+    let busy = done.status.is(Status::CONNECT_CONTROLLER_BUSY);
+    assert!(busy || done.status.is_ok(), "Connect of queue {qid}: {}", done.status);
+    (!busy).then_some(io)
+}
+
+impl Hosts {
+    fn connect(w: &World, rng: &mut Rng) -> Hosts {
+        let mut hosts = Hosts { admins: Vec::new(), loads: Vec::new(), begun: Vec::new(), enough: Arc::default() };
+        // Before there is any load: what a queue is guaranteed must be there when it connects.
+        for _ in 0..1 + rng.below(3) {
+            let ic = Ic { hdgst: rng.chance(50), ddgst: rng.chance(50), hpda: 0, maxr2t: rng.below(4) as u32 };
+            hosts.admins.push(Host::admin(w.addr, ic, NQN));
+        }
+        for admin in &hosts.admins {
+            for qid in 1..=1 + rng.below(3) as u16 {
+                let depth = [15, 63, 127][rng.below(3)];
+                let cattr = if rng.chance(50) { NO_FLOW_CONTROL } else { 0 };
+                let Some(io) = queue(w, admin, qid, depth, cattr) else { continue };
+                let (seed, reset, enough) = (rng.below(1 << 30) as u64, rng.chance(50), hosts.enough.clone());
+                hosts.loads.push(std::thread::spawn(move || {
+                    let mut load = Load { io, rng: Rng(seed) };
+                    let _ = load.run();
+                    while !enough.load(Ordering::SeqCst) {
+                        std::thread::park_timeout(Duration::from_micros(500));
+                    }
+                    if reset {
+                        let _ = rustix::net::sockopt::set_socket_linger(&load.io.s, Some(Duration::ZERO));
+                    }
+                }));
+            }
+        }
+        for _ in 0..rng.below(3) {
+            let mut h = if rng.chance(30) { Host::raw(w.addr) } else { Host::initialised(w.addr, Ic::default()) };
+            if rng.chance(70) && h.maxh2cdata != 0 {
+                // An I/O queue that nobody else has, or half of its Connect.
+                let sqe = h.connect_sqe(9, 31, 0);
+                let cntlid = hosts.admins[0].cntlid;
+                let b = h.capsule(&sqe, &Host::connect_data(cntlid, NQN, HOSTNQN));
+                let n = if rng.chance(50) { b.len() } else { rng.below(b.len()) };
+                let _ = h.s.write_all(&b[..n]);
+            }
+            hosts.begun.push(h);
+        }
+        hosts
+    }
+
+    /// Closes every connection; the admin queues first or last.
+    fn close(mut self, rng: &mut Rng) {
+        if rng.chance(50) {
+            self.admins.clear();
+        }
+        self.enough.store(true, Ordering::SeqCst);
+        for l in self.loads {
+            l.thread().unpark();
+            l.join().expect("a load panicked");
+        }
+    }
+}
+
+/// Sets CC and waits until CSTS answers. False: the connection ended.
+fn controller_resets(admin: &mut Host, shutdown: bool) {
+    let cc: u64 = 1 | 6 << 16 | 4 << 20;
+    let (value, mask, want) = if shutdown { (cc | 1 << 14, 0xc, 0x8) } else { (cc & !1, 1, 0) };
+    assert!(admin.property_set(0x14, value, false).status.is_ok());
+    let start = Instant::now();
+    while admin.property_get(0x1c, false).dw0 & mask != want {
+        assert!(start.elapsed() < Duration::from_secs(20), "the controller does not end its queues");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    if shutdown {
+        // Out of shutdown only by a reset.
+        assert!(admin.property_set(0x14, 0, false).status.is_ok());
+        while admin.property_get(0x1c, false).dw0 & 1 != 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "the controller is not reset");
+        }
+    }
+}
+
+fn write_and_read(io: &mut Host, seed: u64) {
+    let data = pattern(seed, 8192);
+    assert!(io.write(64, &data).status.is_ok());
+    assert!(io.read(64, 8192).data == data);
+}
+
+fn restore_subsystem(w: &World) {
+    block_on(async {
+        let mut s = SubsystemOptions::new(NQN);
+        s.allow_any_host = true;
+        w.target.create_subsystem(s).await.unwrap();
+    });
+    (1..=DEVICES.len()).for_each(|n| add_namespace(w, n));
+    block_on(w.target.add_listener(NQN, Address::tcp(w.addr), AnaState::Optimized)).unwrap();
+}
+
+/// How a round ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    HostKilled,
+    SubsystemDeleted,
+    BdevRemoved,
+    ControllerReset,
+    TargetStopped,
+}
+
+const ENDS: [End; 5] =
+    [End::HostKilled, End::SubsystemDeleted, End::BdevRemoved, End::ControllerReset, End::TargetStopped];
+
+fn round(stage: &mut Stage, seed: u64) {
+    // Neighbouring seeds must not begin alike.
+    let mixed = (seed ^ seed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let rng = &mut Rng((mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb));
+    let end = ENDS[rng.below(ENDS.len())];
+    let w = &mut stage.w;
+    let mut hosts = Hosts::connect(w, rng);
+    std::thread::sleep(rng.pause());
+    // At times the hosts go just while it happens.
+    let meanwhile = rng.chance(30).then(|| {
+        let (enough, after) = (hosts.enough.clone(), rng.pause());
+        std::thread::spawn(move || {
+            std::thread::sleep(after);
+            enough.store(true, Ordering::SeqCst);
+        })
+    });
+    match end {
+        End::HostKilled => {}
+        End::SubsystemDeleted => {
+            block_on(w.target.delete_subsystem(NQN)).unwrap();
+            restore_subsystem(w);
+        }
+        End::BdevRemoved => {
+            let name = ["Malloc0", "Malloc1", "Slow1", "Null0"][rng.below(4)];
+            let nsid = DEVICES.iter().position(|d| *d == name).unwrap_or(1) + 1;
+            let bdevs = w.target.bdevs();
+            match name {
+                "Slow1" => block_on(bdevs.unconfigure(delay::MODULE, name)).unwrap(),
+                // Takes the slow one along, which comes back with it.
+                _ => block_on(bdevs.unregister(name)).unwrap(),
+            }
+            make(w, if name == "Slow1" { "Malloc1" } else { name });
+            add_namespace(w, nsid);
+        }
+        End::ControllerReset => {
+            for admin in &mut hosts.admins {
+                controller_resets(admin, rng.chance(50));
+                admin.enable();
+                if let Some(mut io) = queue(w, admin, 1, 31, 0) {
+                    write_and_read(&mut io, seed);
+                }
+            }
+        }
+        End::TargetStopped => {
+            if rng.chance(80) {
+                block_on(w.target.shutdown());
+                let now = count(w);
+                let idle = |c: &CoreCount| {
+                    c.requests == 0 && c.buffers.iter().all(|&b| b == 0) && c.idle && c.connections == 0
+                };
+                assert!(now.cores.iter().all(idle), "after shutdown: {now:?}");
+                // Channels close in the next turn.
+                let closed = |(name, opens, cores): &(String, usize, usize)| {
+                    *opens == usize::from(name == "Malloc1") && *cores == 0
+                };
+                w.wait("all devices are given up", |w| count(w).devices.iter().all(closed));
+            }
+            w.stop_at_once();
+        }
+    }
+    hosts.close(rng);
+    meanwhile.into_iter().for_each(|t| t.join().unwrap());
+    if end == End::TargetStopped {
+        *stage = Stage::new();
+    }
+    stage.settle();
+    let w = &stage.w;
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    write_and_read(&mut queue(w, &admin, 1, 31, 0).expect("nobody has memory"), seed);
+    drop(admin);
+    stage.settle();
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |v| v.parse().unwrap_or_else(|e| panic!("{name}={v}: {e}")))
+}
+
+static SEED: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn whatever_ends_under_load_gives_everything_back() {
+    let (first, rounds) = (number("TEARDOWN_SEED", 1), number("TEARDOWN_ROUNDS", 1000));
+    // A reactor that panics ends the process: the seed is said first, past the capture of output.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |p| {
+        let line = format!("TEARDOWN_SEED={} TEARDOWN_ROUNDS=1\n", SEED.load(Ordering::SeqCst));
+        let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+        hook(p);
+    }));
+    let mut stage = Stage::new();
+    for seed in first..first + rounds {
+        SEED.store(seed, Ordering::SeqCst);
+        round(&mut stage, seed);
+    }
+}
