@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The subsystem.
 pub(crate) const NQN: &str = "nqn.2024-01.io.longshore:served";
@@ -87,6 +88,13 @@ impl Place {
 
     /// Starts the daemon and returns when it serves.
     pub(crate) fn daemon(&self) -> Daemon {
+        // The kernel takes down the ring of a process after its end: until then it holds what is armed there, a listener too.
+        let port =
+            self.trid.split_whitespace().find_map(|w| w.strip_prefix("trsvcid:")?.parse::<u16>().ok()).expect("a port");
+        let start = Instant::now();
+        while TcpListener::bind(("127.0.0.1", port)).is_err() && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let child = Command::new(env!("CARGO_BIN_EXE_longshore"))
             .arg("-c")
             .arg(self.dir.join("config.json"))

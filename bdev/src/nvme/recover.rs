@@ -69,11 +69,19 @@ impl Entry {
             if let Some(tx) = first.take() {
                 let _ = tx.send(end.clone());
             }
-            let Err(e) = end else { return self.set_path(Path::Up) };
+            let Err(e) = end else {
+                if again {
+                    tracing::info!("controller {} is connected again", self.name);
+                }
+                return self.set_path(Path::Up);
+            };
             if self.path() == Path::Closing {
                 return;
             }
-            tracing::warn!("controller {} could not be connected again: {e}", self.name);
+            match again {
+                false => tracing::warn!("controller {} could not be connected again: {e}", self.name),
+                true => tracing::debug!("controller {} could not be connected again: {e}", self.name),
+            }
             if policy.reconnect_delay_sec == 0 {
                 return self.set_path(Path::Failing);
             }

@@ -339,7 +339,7 @@ impl Owner {
             };
             if let Ok(Err(e)) | Err(e) = within(&self.reactor, limit, "the controller level reset", steps).await {
                 tracing::info!("{}: {e}", self.ctrl.id_of);
-                self.not_before(false);
+                self.not_before(q.ended_by_peer());
             }
         }
         self.take_down(why).await;

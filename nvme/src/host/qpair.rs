@@ -242,6 +242,11 @@ impl Qpair {
         self.why.borrow().clone().unwrap_or_else(|| "it was closed".into())
     }
 
+    /// Whether the connection is gone because the controller ended it.
+    pub(crate) fn ended_by_peer(&self) -> bool {
+        self.end.get().by_peer
+    }
+
     fn set_why(&self, why: impl FnOnce() -> String) {
         self.why.borrow_mut().get_or_insert_with(why);
     }
