@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Figures of docs/benchmarks.md: longshore against the raw-socket ceiling of the same machine, in interleaved pairs.
+
+    scripts/bench.py [--bin DIR] [--pairs N] [--seconds S] [CASE...]     (default: all cases; --list names them)
+
+Each pair runs the target with longshore-perf, and then `longshore-perf ceiling` with the same payload, connections and depth, on the
+same two CPUs. Printed is the median of the pairs' ratios, their smallest and largest, and for the median pair IOPS and CPU of
+both sides, user + kernel, in cores. A pair during which other processes used more than 5 % of a core is void and run again, up to
+as many times as there are pairs; if it stays so, the case says void. Needs two idle CPUs and nothing but Python.
+"""
+import argparse, json, os, signal, socket, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
+
+HZ = os.sysconf("SC_CLK_TCK")
+NQN = "nqn.2016-06.io.longshore:bench"
+PORT = 4461
+# name: (bdev, depth in all, connections, bytes, workload, payload of the ceiling, least ratio asked for)
+PAIRS = {
+    "null-1x128": ("Null0", 128, 1, 4096, "randread", "hot", 0.75),
+    "null-16x8": ("Null0", 128, 16, 4096, "randread", "hot", 0.75),
+    "malloc-1x128": ("Malloc0", 128, 1, 4096, "randread", "1G", 0.85),
+    "malloc-16x8": ("Malloc0", 128, 16, 4096, "randread", "1G", 0.80),
+    "null-128k": ("Null0", 32, 1, 131072, "randread", "hot", 0.80),
+    "malloc-128k": ("Malloc0", 32, 1, 131072, "randread", "1G", 0.80),
+    "null-write-1x128": ("Null0", 128, 1, 4096, "randwrite", "hot", None),
+    "null-write-16x8": ("Null0", 128, 16, 4096, "randwrite", "hot", None),
+    "malloc-write-1x128": ("Malloc0", 128, 1, 4096, "randwrite", "1G", None),
+    "null-write-128k": ("Null0", 32, 1, 131072, "randwrite", "hot", None),
+    "qd1": ("Null0", 1, 1, 4096, "randread", "hot", None),
+}
+CURVE = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
+def cpu_of(pid):
+    """(user, kernel) seconds of a process so far, or None."""
+    try:
+        f = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(f[11]) / HZ, int(f[12]) / HZ
+    except OSError:
+        return None
+
+
+def strangers(mine):
+    """CPU seconds of all processes but those in `mine`, by pid."""
+    out = {}
+    for p in Path("/proc").iterdir():
+        if p.name.isdigit() and int(p.name) not in mine:
+            t = cpu_of(p.name)
+            if t:
+                out[p.name] = sum(t)
+    return out
+
+
+class Target:
+    """A daemon with one namespace, or `namespaces` of them, on the first CPU."""
+
+    def __init__(self, bins, bdev, cpu, namespaces=1):
+        self.dir = tempfile.TemporaryDirectory()
+        sock = Path(self.dir.name, "rpc.sock")
+        rpc = lambda subsystem, calls: {"subsystem": subsystem, "config": [{"method": m, "params": p} for m, p in calls]}
+        bdevs = [("bdev_malloc_create", {"name": "Malloc0", "num_blocks": 262144, "block_size": 4096})]
+        bdevs += [("bdev_null_create", {"name": f"Null{i}", "num_blocks": 262144, "block_size": 4096}) for i in range(namespaces)]
+        names = [bdev] if namespaces == 1 else [f"Null{i}" for i in range(namespaces)]
+        address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(PORT)}
+        nvmf = [("nvmf_create_transport", {"trtype": "TCP", "max_queue_depth": 256}),
+                ("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True, "max_namespaces": 256})]
+        nvmf += [("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": n}}) for n in names]
+        nvmf += [("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": address})]
+        config = Path(self.dir.name, "config.json")
+        config.write_text(json.dumps({"subsystems": [rpc("bdev", bdevs), rpc("nvmf", nvmf)]}))
+        self.log = open(Path(self.dir.name, "log"), "w+")
+        self.p = subprocess.Popen([bins / "longshore", "-c", config, "-r", sock, "-m", hex(1 << cpu)], stdout=self.log, stderr=self.log)
+        end = time.monotonic() + 10
+        while time.monotonic() < end and self.p.poll() is None:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", PORT)) == 0:
+                    return
+            time.sleep(0.02)
+        self.log.seek(0)
+        sys.exit(f"the daemon does not serve: {self.log.read()}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.p.send_signal(signal.SIGTERM)
+        self.p.wait(20)
+        self.log.close()
+        self.dir.cleanup()
+
+
+class Bench:
+    def __init__(self, a):
+        self.bins, self.n, self.s = Path(a.bin), a.pairs, a.seconds
+        allowed = sorted(os.sched_getaffinity(0))
+        if len(allowed) < 2:
+            sys.exit("two CPUs are needed")
+        self.serve, self.load = allowed[0], allowed[1]
+
+    def perf(self, args, mine=()):
+        """JSON of one run of longshore-perf, and CPU that others used meanwhile, in cores."""
+        t0 = time.monotonic()
+        p = subprocess.Popen([self.bins / "longshore-perf", *map(str, args), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        mine = {os.getpid(), p.pid, *mine}
+        before = strangers(mine)
+        out, err = p.communicate(timeout=120)
+        after = strangers(mine)
+        if p.returncode != 0:
+            sys.exit(f"longshore-perf {args}: {err.decode()}")
+        others = sum(t - before.get(pid, 0) for pid, t in after.items())
+        return json.loads(out), others / (time.monotonic() - t0)
+
+    def run(self, target, depth, connections, size, workload):
+        trid = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{PORT} subnqn:{NQN}"
+        before = cpu_of(target.p.pid)
+        r, others = self.perf(["-r", trid, "-q", depth, "-P", connections, "-o", size, "-w", workload, "-t", self.s, "-a", 0.3,
+                               "-c", hex(1 << self.load), "--io-queue-size", max(depth // connections + 1, 16)], [target.p.pid])
+        after = cpu_of(target.p.pid)
+        cores = [(b - a) / (r["seconds"] + 0.3) for a, b in zip(before, after)]
+        return r, cores, others
+
+    def ceiling(self, depth, connections, size, workload, payload):
+        r, others = self.perf(["ceiling", "-q", depth, "-P", connections, "-o", size, "-w", workload, "--payload", payload,
+                               "-t", self.s, "-c", f"[{self.load},{self.serve}]"])
+        return r, others
+
+    def pair_case(self, name):
+        bdev, depth, conns, size, workload, payload, least = PAIRS[name]
+        rows, void = [], 0
+        with Target(self.bins, bdev, self.serve) as t:
+            if bdev == "Malloc0":
+                trid = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{PORT} subnqn:{NQN}"
+                self.perf(["-r", trid, "-q", 8, "-o", "128K", "-w", "write", "-d", 8192, "-t", 60, "-c", hex(1 << self.load)])
+            while len(rows) < self.n:
+                r, cores, o1 = self.run(t, depth, conns, size, workload)
+                c, o2 = self.ceiling(depth, conns, size, workload, payload)
+                if max(o1, o2) > 0.05 and void < self.n:
+                    void += 1
+                    continue
+                rows.append((r["total"]["iops"] / c["iops"], r, cores, c, max(o1, o2)))
+        rows.sort(key=lambda x: x[0])
+        ratio, r, cores, c, _ = rows[len(rows) // 2]
+        noise = max(x[4] for x in rows)
+        best = next(e for e in c["engines"] if e["engine"] == c["best"])
+        cpu = lambda x: f"{x['user']:.2f}+{x['kernel']:.2f}"
+        per = lambda side: f"{side[0]:.2f}+{side[1]:.2f}"
+        ratio = statistics.median(x[0] for x in rows)
+        print(f"{name:20} {ratio:5.2f} ({rows[0][0]:.2f}-{rows[-1][0]:.2f}){'' if least is None else f' asked {least:.2f}'}"
+              f"  {r['total']['iops'] / 1e3:7.0f} k of {c['iops'] / 1e3:7.0f} k ({c['best']})"
+              f"  target {per(cores)}  load {cpu(r['total']['cpu'])}  ceiling {cpu(best['server_cpu'])} / {cpu(best['client_cpu'])}"
+              f"{f'  VOID: others used {noise:.2f} cores' if noise > 0.05 else ''}", flush=True)
+        if name == "qd1":
+            extra = sorted(x[1]["total"]["latency_us"]["average"] - 1e6 / x[3]["iops"] for x in rows)
+            print(f"{'':20} average latency {r['total']['latency_us']['average']:.2f} us, {statistics.median(extra):+.2f} us"
+                  f" ({extra[0]:+.2f} to {extra[-1]:+.2f}) over the raw round trip", flush=True)
+
+    def curve(self, what):
+        print(f"{what}: target CPU per I/O, in us (others' CPU in cores)", flush=True)
+        for n in CURVE:
+            with Target(self.bins, "Null0", self.serve, n if what == "namespaces" else 1) as t:
+                runs = []
+                for _ in range(3):
+                    # perf's depth is per namespace
+                    depth, conns = (max(128, n), n) if what == "connections" else (max(128 // n, 1), 1)
+                    r, cores, others = self.run(t, depth, conns, 4096, "randread")
+                    runs.append((sum(cores) / r["total"]["iops"] * 1e6, r["total"]["iops"], others))
+                runs.sort()
+                cost, iops, others = runs[1]
+                print(f"  {n:4} {what:12} {cost:6.2f} us  {iops / 1e3:7.0f} k IOPS  ({others:.2f})", flush=True)
+
+    def local(self):
+        for args in ([], ["-L"]):
+            runs = sorted(self.perf(["--bdev", "null", "-q", 128, "-t", 2, "-c", hex(1 << self.load), *args])[0]["total"]["iops"] for _ in range(self.n))
+            print(f"local null -q 128 {' '.join(args):3} {statistics.median(runs) / 1e6:6.1f} M IOPS ({runs[0] / 1e6:.1f}-{runs[-1] / 1e6:.1f})", flush=True)
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("--bin", default="target/release", help="folder of longshore and longshore-perf")
+    a.add_argument("--pairs", type=int, default=7)
+    a.add_argument("--seconds", type=float, default=2)
+    a.add_argument("--list", action="store_true")
+    a.add_argument("cases", nargs="*")
+    a = a.parse_args()
+    every = [*PAIRS, "connections", "namespaces", "local"]
+    if a.list:
+        return print("\n".join(every))
+    b = Bench(a)
+    for case in a.cases or every:
+        if case in PAIRS:
+            b.pair_case(case)
+        elif case in ("connections", "namespaces"):
+            b.curve(case)
+        elif case == "local":
+            b.local()
+        else:
+            sys.exit(f"no case {case}; --list names them")
+
+
+main()
