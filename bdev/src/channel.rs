@@ -16,6 +16,7 @@ use crate::gate::{self, Drains};
 use crate::io::{IoId, IoRef, Op};
 use crate::job::Job;
 use crate::node::BdevNode;
+use crate::qos::Limited;
 use crate::queue::IoQueue;
 use crate::range_lock::Range;
 use crate::split;
@@ -48,7 +49,7 @@ pub(crate) struct ChannelInner {
     /// Largest request of each kind that may go the fast way, in blocks; 0 = none.
     limits: [Cell<u32>; Op::COUNT],
     fast_inflight: Cell<Inflight>,
-    /// Gates closed here or below.
+    /// Gates closed here or below, but for rate limits.
     closed: Cell<u32>,
     /// The device that fast requests go to. It belongs to this channel or to the last of `chain`.
     target: NonNull<dyn IoChannel>,
@@ -71,14 +72,15 @@ pub(crate) struct ChannelInner {
     module: NonNull<dyn IoChannel>,
     geometry: Geometry,
     pub(crate) native: SupportedOps,
+    /// As `limits`, for requests that the rate limits of this channel let pass.
+    admitted: [Cell<u32>; Op::COUNT],
     pub(crate) frozen: Cell<u32>,
     /// A reset of the device is one of those who froze it.
     pub(crate) resetting: Cell<bool>,
     /// Held back while frozen.
     pub(crate) held: IoQueue,
     /// Held back by rate limits.
-    pub(crate) limited: IoQueue,
-    pub(crate) limit_timer: RefCell<Option<longshore_reactor::Timer>>,
+    pub(crate) limited: Limited,
     /// Held back by a locked range.
     pub(crate) lock_wait: IoQueue,
     pub(crate) locked: RefCell<Vec<Range>>,
@@ -139,7 +141,7 @@ impl Layer for IoRef {
 
 impl ChannelInner {
     #[inline]
-    pub(crate) fn submit(&self, mut io: IoRef) {
+    pub(crate) fn submit(&self, io: IoRef) {
         let (lba, n) = (io.lba(), io.nblocks());
         // A request of no blocks wraps and goes the slow way.
         if n.wrapping_sub(1) >= self.limits[io.op() as usize].get() {
@@ -148,12 +150,26 @@ impl ChannelInner {
         if lba.checked_add(u64::from(n)).is_none_or(|e| e > self.node.num_blocks()) {
             return io.complete_later(Status::LBA_OUT_OF_RANGE);
         }
+        self.submit_fast(io);
+    }
+
+    /// Submits a request that may go the fast way, as `limits` or `admitted` say; its range was checked.
+    #[inline]
+    pub(crate) fn submit_fast(&self, mut io: IoRef) {
         // SAFETY: the reactor, and its clock, live as long as `core`.
         let stamp = unsafe { self.clock.as_ref() }.get();
         io.push_fast(done_fast, std::ptr::from_ref(self).cast(), stamp);
         self.fast_inflight.set(self.fast_inflight.get() + 1);
         // SAFETY: the device is `module` or that of a channel in `chain`; both live as long as this.
         unsafe { self.target.as_ref() }.submit(io);
+    }
+
+    /// True if nothing but rate limits stands in the fast way of `io`.
+    #[inline]
+    pub(crate) fn may_be_fast(&self, io: &IoRef) -> bool {
+        let n = io.nblocks();
+        n.wrapping_sub(1) < self.admitted[io.op() as usize].get()
+            && io.lba().checked_add(u64::from(n)).is_some_and(|e| e <= self.node.num_blocks())
     }
 
     /// A request that failed, or that somebody waits for.
@@ -245,15 +261,18 @@ impl ChannelInner {
 
     /// Opens the fast way, or closes it, as gates here and below are now.
     fn open_or_close(&self) {
-        let closed = self.chain.iter().fold(self.gate.get(), |g, lower| g | lower.inner().gate.get());
-        self.closed.set(closed);
-        let open = closed == 0 && !self.module().hooks_completion();
+        let below = self.chain.iter().fold(0, |g, lower| g | lower.inner().gate.get());
+        let own = self.gate.get();
+        self.closed.set((own | below) & !gate::QOS);
+        let hooks = self.module().hooks_completion();
         for op in Op::ALL {
             let simple = matches!(op, Op::Read | Op::Write | Op::Unmap | Op::WriteZeroes | Op::Compare);
             // What a lower channel would emulate must stop there.
             let native = self.native.has(op) && self.chain.iter().all(|lower| lower.inner().native.has(op));
-            let limit = if open && simple && native { self.limit(op) } else { 0 };
-            self.limits[op as usize].set(limit);
+            let limit = if simple && native && !hooks { self.limit(op) } else { 0 };
+            let unless = |closed: u32| if closed == 0 { limit } else { 0 };
+            self.limits[op as usize].set(unless(own | below));
+            self.admitted[op as usize].set(unless(own & !gate::QOS | below));
         }
     }
 
@@ -317,7 +336,7 @@ impl ChannelInner {
     pub(crate) fn busy(&self) -> bool {
         self.total_inflight() != 0
             || !self.held.is_empty()
-            || !self.limited.is_empty()
+            || !self.limited.queue.is_empty()
             || !self.lock_wait.is_empty()
             || !self.parked.borrow().is_empty()
     }
@@ -333,11 +352,12 @@ impl Drop for ChannelInner {
                 "core torn down with requests in flight"
             );
             std::mem::forget(std::mem::take(&mut self.held));
-            std::mem::forget(std::mem::take(&mut self.limited));
+            std::mem::forget(std::mem::take(&mut self.limited.queue));
             std::mem::forget(std::mem::take(&mut self.lock_wait));
             std::mem::forget(self.parked.take());
             std::mem::forget(std::mem::take(&mut self.chain));
         } else {
+            crate::qos::give_back(self);
             if !self.chain.is_empty() {
                 self.node.unshare(&self.fast_stat);
                 self.chain.iter().for_each(|lower| lower.node().unshare(&self.fast_stat));
@@ -413,11 +433,11 @@ impl Channel {
             module,
             geometry,
             native,
+            admitted: Default::default(),
             frozen: Cell::new(u32::from(gate & gate::FROZEN != 0)),
             resetting: Cell::new(gate & gate::FROZEN != 0),
             held: IoQueue::default(),
-            limited: IoQueue::default(),
-            limit_timer: RefCell::default(),
+            limited: Limited::default(),
             lock_wait: IoQueue::default(),
             locked: RefCell::new(locked),
             parked: RefCell::default(),

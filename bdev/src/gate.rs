@@ -35,6 +35,12 @@ pub(crate) struct Drains {
 impl ChannelInner {
     #[cold]
     pub(crate) fn submit_slow(&self, io: IoRef) {
+        if self.gate.get() & QOS != 0 && self.may_be_fast(&io) {
+            if let Some(io) = qos::admit(self, io) {
+                self.submit_fast(io);
+            }
+            return;
+        }
         if self.gate.get() & REMOVED != 0 {
             return io.complete_later(Status::NAMESPACE_NOT_READY);
         }
@@ -51,10 +57,19 @@ impl ChannelInner {
         if op == Op::Reset {
             return reset::submit(self, io);
         }
-        if self.gate.get() & QOS != 0 && !qos::admit(self, &io) {
-            return self.limited.push(io);
+        let admitted = if self.gate.get() & QOS != 0 { qos::admit(self, io) } else { Some(io) };
+        if let Some(io) = admitted {
+            self.submit_admitted(io);
         }
-        self.submit_admitted(io);
+    }
+
+    /// The device goes away: what has not been given to it yet for the sake of its rate limits never will be.
+    pub(crate) fn remove(&self) {
+        self.set_gate(REMOVED, true);
+        let all = self.limited.queue.take();
+        while let Some(io) = all.pop() {
+            io.complete_later(Status::NAMESPACE_NOT_READY);
+        }
     }
 
     fn in_range(&self, io: &IoRef) -> bool {
@@ -64,6 +79,9 @@ impl ChannelInner {
 
     /// Rate limits were met.
     pub(crate) fn submit_admitted(&self, io: IoRef) {
+        if self.may_be_fast(&io) {
+            return self.submit_fast(io);
+        }
         if self.gate.get() & FROZEN != 0 {
             return self.held.push(io);
         }
@@ -97,7 +115,7 @@ impl ChannelInner {
         if self.core().pool().find(id).is_none() {
             return false;
         }
-        for q in [&self.held, &self.limited, &self.lock_wait] {
+        for q in [&self.held, &self.limited.queue, &self.lock_wait] {
             if let Some(io) = q.remove(id) {
                 io.complete_later(Status::ABORT_REQUESTED);
                 return true;
@@ -123,7 +141,7 @@ impl ChannelInner {
     }
 
     pub(crate) fn abort_all(&self) {
-        for q in [&self.held, &self.limited, &self.lock_wait] {
+        for q in [&self.held, &self.limited.queue, &self.lock_wait] {
             let all = q.take();
             while let Some(io) = all.pop() {
                 io.complete_later(Status::ABORT_REQUESTED);

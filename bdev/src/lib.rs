@@ -27,6 +27,7 @@ mod future;
 mod gate;
 mod io;
 mod job;
+mod lease;
 mod monitor;
 mod node;
 mod qos;

@@ -373,7 +373,7 @@ impl BdevNode {
             s.removed.push(tx);
         }
         self.notify(BdevEvent::Remove);
-        drop(self.on_channels(|ch, _| ch.set_gate(gate::REMOVED, true)));
+        drop(self.on_channels(|ch, _| ch.remove()));
         self.finish_removal(self.state());
         Some(rx)
     }

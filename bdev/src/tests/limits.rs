@@ -52,6 +52,44 @@ fn what_a_rate_limit_holds_back_can_be_aborted() {
 }
 
 #[test]
+fn what_a_rate_limit_holds_back_ends_with_a_reset_a_new_limit_and_the_removal_of_the_device() {
+    run(|r| async move {
+        let reg = Registry::new();
+        let node = reg.register("m", None, Malloc::new(Geometry::plain(512, 8192)).unwrap()).unwrap();
+        let (desc, ch) = open(&reg, "m");
+        let limit = |mib| QosUpdate { w_mbytes_per_sec: Some(mib), ..QosUpdate::default() };
+        node.set_qos(limit(1)).await.unwrap();
+        // Two seconds of debt each time.
+        let debt = async |ch: &crate::Channel| {
+            assert!(ch.write(0, 4096, filled(&r, 2 << 20, 0), IoFlags::NONE).await.0.is_ok());
+        };
+        let write = |ch: &crate::Channel| ch.write(0, 1, filled(&r, 512, 0), IoFlags::NONE);
+        let start = r.rdtsc();
+        debt(&ch).await;
+        let one = write(&ch);
+        assert_eq!(ch.reset().await.0, Status::SUCCESS);
+        assert_eq!(one.await.0, Status::ABORT_REQUESTED);
+        node.set_qos(limit(2)).await.unwrap();
+        debt(&ch).await;
+        let two = write(&ch);
+        assert_eq!(ch.read(0, 1, filled(&r, 512, 0)).await.0, Status::SUCCESS, "only writes are limited");
+        node.set_qos(limit(1000)).await.unwrap();
+        assert_eq!(two.await.0, Status::SUCCESS);
+        node.set_qos(limit(1)).await.unwrap();
+        debt(&ch).await;
+        let three = write(&ch);
+        let gone = r.spawn({
+            let reg = reg.clone();
+            async move { reg.unregister("m").await }
+        });
+        assert_eq!(three.await.0, Status::NAMESPACE_NOT_READY);
+        assert!(r.rdtsc() - start < r.ticks(Duration::from_secs(2)), "none of them waited for its turn");
+        drop((desc, ch));
+        assert_eq!(gone.await.expect("it ends"), Ok(()));
+    });
+}
+
+#[test]
 fn who_finds_the_pool_dry_waits_and_is_served_in_turn() {
     run(|r| async move {
         let opts = CoreOptions { requests: 32, child_reserve: 8 };

@@ -135,7 +135,10 @@ pub(super) fn declare(registry: &mut Registry) {
     );
     registry.add(
         Method::new("bdev_set_qos_limit", When::Runtime, set_qos)
-            .doc("Limits the rate of a device. What is not given stays as it is.")
+            .doc(
+                "Limits the rate of a device, over all cores: each takes leases of at most a millisecond from what the device may do, so that a core that \
+                 is alone gets everything and those that want more take turns. What is not given stays as it is.",
+            )
             .changes()
             .error(-ENODEV, "No such device")
             .error(-EINVAL, "No rate limits specified")
