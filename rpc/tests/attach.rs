@@ -184,3 +184,82 @@ fn an_attached_controller_comes_back_from_a_dump() {
     assert_eq!(block_on(config::dump(&second.app)), text);
     assert_eq!(second.verify("P", 8), Status::SUCCESS);
 }
+
+#[test]
+fn what_a_discovery_service_lists_is_attached_and_what_it_does_not_list_any_more_is_detached() {
+    let number = free_port();
+    let (target, host, port) = (exporter(number), Daemon::running(), number.to_string());
+    let there = json!({"trtype": "tcp", "adrfam": "ipv4", "traddr": "127.0.0.1", "trsvcid": port});
+    let with = |more: Value| {
+        let mut all = there.clone();
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    let add = |nqn: &str, bdev: &str| {
+        target.ok("bdev_malloc_create", json!({"name": bdev, "num_blocks": 2048, "block_size": 512}));
+        target.ok("nvmf_create_subsystem", json!({"nqn": nqn, "allow_any_host": true}));
+        target.ok("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": {"bdev_name": bdev}}));
+        target.ok("nvmf_subsystem_add_listener", json!({"nqn": nqn, "listen_address": there}));
+    };
+    let start = json!({"name": "disc", "wait_for_attach": true, "hostnqn": HOST,
+        "ctrlr_loss_timeout_sec": 30, "reconnect_delay_sec": 1});
+    assert_eq!(host.ok("bdev_nvme_start_discovery", with(start.clone())), json!(true));
+    assert_eq!(host.names(), ["disc0n1", "disc0n3"]);
+    assert_eq!(host.verify("disc0n1", 64), Status::SUCCESS);
+
+    let (code, why) = host.call("bdev_nvme_start_discovery", with(start)).unwrap_err();
+    assert!(code == -17 && why.contains("File exists"), "{code} {why}");
+    let (code, _) = host.call("bdev_nvme_start_discovery", with(json!({"name": "other"}))).unwrap_err();
+    assert_eq!(code, -17, "one service for an address");
+    let bad = json!({"name": "d", "trtype": "TCP", "traddr": "127.0.0.2", "reconnect_delay_sec": 1});
+    assert_eq!(host.call("bdev_nvme_start_discovery", bad).unwrap_err().0, -22);
+    let nobody = json!({"name": "d", "trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": "1", "attach_timeout_ms": 300});
+    let (code, why) = host.call("bdev_nvme_start_discovery", nobody).unwrap_err();
+    assert!(code == -110 && why.contains("Connection timed out"), "{code} {why}");
+
+    let info = host.ok("bdev_nvme_get_discovery_info", Value::Null);
+    assert_eq!(
+        info,
+        json!([{"name": "disc", "referrals": [], "trid": {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
+            "trsvcid": port, "subnqn": "nqn.2014-08.org.nvmexpress.discovery"}}])
+    );
+
+    add("nqn.2016-06.io.spdk:late", "Late");
+    host.until("the new subsystem", |h| h.names() == ["disc0n1", "disc0n3", "disc1n1"]);
+    target.ok("nvmf_delete_subsystem", json!({"nqn": NQN}));
+    host.until("its end", |h| h.names() == ["disc1n1"]);
+
+    // The service is dumped, what it attached is not; and the dump does it all again.
+    let dump = host.ok("framework_get_config", json!({"name": "bdev"}));
+    let calls: Vec<&Value> =
+        dump.as_array().unwrap().iter().filter(|c| c["method"].as_str().unwrap().contains("nvme_")).collect();
+    assert!(!calls.iter().any(|c| c["method"] == "bdev_nvme_attach_controller"), "{calls:?}");
+    let call = calls.iter().find(|c| c["method"] == "bdev_nvme_start_discovery").expect("the service is dumped");
+    assert_eq!(
+        call["params"],
+        json!({"name": "disc", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port,
+            "hostnqn": HOST, "wait_for_attach": true, "ctrlr_loss_timeout_sec": 30, "reconnect_delay_sec": 1, "fast_io_fail_timeout_sec": 0})
+    );
+    assert_eq!(host.ok("bdev_nvme_stop_discovery", json!({"name": "disc"})), json!(true));
+    assert!(host.names().is_empty());
+    assert_eq!(host.call("bdev_nvme_stop_discovery", json!({"name": "disc"})).unwrap_err().0, -2);
+    host.ok("bdev_nvme_start_discovery", call["params"].clone());
+    assert_eq!(host.names(), ["disc0n1"]);
+}
+
+#[test]
+fn a_namespace_that_grows_is_seen_to_grow_two_daemons_above() {
+    let (below, above) = (free_port(), free_port());
+    let (target, middle, host) = (exporter(below), Daemon::running(), Daemon::running());
+    middle.ok("bdev_nvme_attach_controller", there(below));
+    middle.ok("nvmf_create_transport", json!({"trtype": "TCP"}));
+    middle.ok("nvmf_create_subsystem", json!({"nqn": NQN, "allow_any_host": true}));
+    middle.ok("nvmf_subsystem_add_ns", json!({"nqn": NQN, "namespace": {"bdev_name": "Xn3"}}));
+    let address = json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": above.to_string()});
+    middle.ok("nvmf_subsystem_add_listener", json!({"nqn": NQN, "listen_address": address}));
+    assert_eq!(host.ok("bdev_nvme_attach_controller", there(above)), json!(["Xn1"]));
+    target.ok("bdev_null_resize", json!({"name": "N", "new_size": 4}));
+    host.until("the resize", |host| host.ok("bdev_get_bdevs", json!({"name": "Xn1"}))[0]["num_blocks"] == 1024);
+    target.ok("nvmf_subsystem_remove_ns", json!({"nqn": NQN, "nsid": 3}));
+    host.until("the removal", |host| host.names().is_empty());
+}

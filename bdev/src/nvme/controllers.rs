@@ -10,6 +10,7 @@ use longshore_nvme::host::{Controller, ControllerEvent, HostError, TransportId};
 use longshore_nvme::wire::AsyncEvent;
 use longshore_reactor::CoreHandle;
 
+use super::discovery::Service;
 use super::entry::{Entry, Path};
 use super::options::{AttachOptions, NvmeOptions};
 use crate::registry::{BdevError, Registry};
@@ -31,6 +32,12 @@ pub enum AttachError {
     Bdev(BdevError),
     /// A parameter is wrong.
     Invalid(String),
+    /// A discovery service of this name or address exists.
+    ServiceExists(String),
+    /// There is no such discovery service.
+    NoService(String),
+    /// It took too long.
+    TimedOut(String),
 }
 
 impl AttachError {
@@ -43,6 +50,9 @@ impl AttachError {
             AttachError::Host(e) => e.errno(),
             AttachError::Bdev(e) => e.errno(),
             AttachError::Invalid(_) => libc::EINVAL,
+            AttachError::ServiceExists(_) => libc::EEXIST,
+            AttachError::NoService(_) => libc::ENOENT,
+            AttachError::TimedOut(_) => libc::ETIMEDOUT,
         }
     }
 }
@@ -58,7 +68,10 @@ impl fmt::Display for AttachError {
             AttachError::Attached => f.write_str("RPC not permitted with nvme controllers already attached"),
             AttachError::Host(e) => e.fmt(f),
             AttachError::Bdev(e) => e.fmt(f),
-            AttachError::Invalid(e) => f.write_str(e),
+            AttachError::Invalid(e)
+            | AttachError::ServiceExists(e)
+            | AttachError::NoService(e)
+            | AttachError::TimedOut(e) => f.write_str(e),
         }
     }
 }
@@ -114,6 +127,7 @@ pub struct Controllers {
     options: Mutex<NvmeOptions>,
     /// `None`: being attached.
     all: Mutex<BTreeMap<String, Option<Arc<Entry>>>>,
+    services: Mutex<BTreeMap<String, Arc<Service>>>,
 }
 
 /// Gives a name up that did not come to be used.
@@ -137,11 +151,26 @@ impl Controllers {
             cores,
             options: Mutex::default(),
             all: Mutex::default(),
+            services: Mutex::default(),
         })
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, Option<Arc<Entry>>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn services(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Service>>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A core for the `n`th of something.
+    pub(super) fn core_for(&self, n: u64) -> &CoreHandle {
+        &self.cores[n as usize % self.cores.len()]
+    }
+
+    /// Where the controller of this name is, if there is one.
+    pub(super) fn id_of(&self, name: &str) -> Option<TransportId> {
+        self.find(name).ok().map(|e| e.ctrl.transport_id().clone())
     }
 
     /// Sets what holds for all controllers.
@@ -183,7 +212,7 @@ impl Controllers {
         let reserved = Reserved(self, name);
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let core = self.cores[number as usize % self.cores.len()].clone();
+        let core = self.core_for(number).clone();
         let me: Arc<Mutex<Weak<Entry>>> = Arc::default();
         let (target, options) = (me.clone(), self.options());
         let mut host = options.host(&o);
@@ -227,6 +256,7 @@ impl Controllers {
                 _ => return, // somebody else removes it
             };
         }
+        self.services().values().for_each(|s| s.controller_lost(&entry.name));
         let (entry, registry) = (entry.clone(), self.registry.clone());
         entry.set_path(Path::Closing);
         drop(entry.ctrl.core().clone().spawn(move |_| async move { entry.tear_down(&registry).await }));
@@ -253,8 +283,12 @@ impl Controllers {
         Ok(())
     }
 
-    /// Detaches every controller, for the end of the process.
+    /// Stops every discovery service and detaches every controller, for the end of the process.
     pub async fn detach_all(&self) {
+        let services: Vec<String> = self.services().keys().cloned().collect();
+        for s in services {
+            let _ = self.stop_discovery(&s).await;
+        }
         let names: Vec<String> = self.all().keys().cloned().collect();
         for n in names {
             let _ = self.detach(&n, &PathFilter::default()).await;

@@ -21,6 +21,7 @@ mod channel;
 mod controllers;
 mod core_queue;
 mod device;
+mod discovery;
 mod entry;
 mod options;
 mod recover;
@@ -28,5 +29,6 @@ mod waiting;
 
 pub use controllers::{AttachError, ControllerInfo, Controllers, PathFilter};
 pub use device::{NvmeBdev, PRODUCT_NAME};
+pub use discovery::DiscoveryInfo;
 pub use longshore_nvme::host::{HostError, TimeoutAction, TransportId};
 pub use options::{AttachOptions, NvmeOptions, Reconnect};

@@ -115,6 +115,8 @@ pub struct AttachOptions {
     pub disable_sq_flow_control: bool,
     /// What happens when it is lost.
     pub reconnect: Reconnect,
+    /// A discovery service attached it.
+    pub discovered: bool,
 }
 
 impl Default for AttachOptions {
@@ -128,6 +130,7 @@ impl Default for AttachOptions {
             max_bdevs: 128,
             disable_sq_flow_control: true,
             reconnect: Reconnect::default(),
+            discovered: false,
         }
     }
 }

@@ -127,7 +127,9 @@ pub(crate) async fn transfer(q: &Qpair, sqe: &Sqe, data: AdminData) -> Result<Ad
 }
 
 /// Waits for `f`, but not longer than `limit`.
-pub(crate) async fn within<F: Future>(r: &Reactor, limit: Duration, what: &str, f: F) -> Result<F::Output, HostError> {
+/// # Errors
+/// It took longer; `what` says what did.
+pub async fn within<F: Future>(r: &Reactor, limit: Duration, what: &str, f: F) -> Result<F::Output, HostError> {
     let (mut f, mut late) = (pin!(f), pin!(r.sleep(limit)));
     poll_fn(|cx| {
         if let Poll::Ready(v) = f.as_mut().poll(cx) {

@@ -46,7 +46,7 @@ mod qpair;
 mod receive;
 mod slot;
 
-pub use command::{AdminData, AdminReply};
+pub use command::{AdminData, AdminReply, within};
 pub use controller::{Controller, ControllerState, Info, IoQueue};
 pub use discovery::DiscoveryLog;
 pub use error::HostError;

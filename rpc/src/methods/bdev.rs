@@ -10,7 +10,7 @@ use crate::app::{App, Local};
 use crate::config::Entry;
 use crate::error::{EINVAL, ENODEV, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
-use crate::methods::{bdev_layer, bdev_nvme, bdev_stat, options};
+use crate::methods::{bdev_layer, bdev_nvme, bdev_nvme_discovery, bdev_stat, options};
 use crate::params;
 
 impl From<BdevError> for RpcError {
@@ -175,6 +175,7 @@ pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
         );
         modules.push((NVME, bdev_nvme::dump_options(&app)));
         modules.extend(bdev_nvme::dump_controllers(&app).into_iter().map(|entry| (NVME, entry)));
+        modules.extend(bdev_nvme_discovery::dump(&app).into_iter().map(|entry| (NVME, entry)));
         modules.push((NVME, options::hotplug(&app)));
         modules.sort_by_key(|(place, _)| *place);
         out.extend(modules.into_iter().map(|(_, entry)| entry));

@@ -334,15 +334,21 @@ fn wrong(message: String) -> RpcError {
     RpcError::new(-EINVAL, message)
 }
 
-/// The address that an attach means.
-fn transport_id(p: &Attach) -> Result<TransportId, RpcError> {
-    match p.trtype.to_ascii_uppercase().as_str() {
+/// An address as calls give it; `port` unless they give one.
+pub(super) fn address(
+    trtype: &str,
+    traddr: &str,
+    adrfam: Option<&str>,
+    trsvcid: Option<&str>,
+    port: &str,
+) -> Result<SocketAddr, RpcError> {
+    match trtype.to_ascii_uppercase().as_str() {
         "TCP" => {}
         "PCIE" | "RDMA" | "FC" | "VFIOUSER" => return Err(RpcError::not_built("trtype")),
-        _ => return Err(wrong(format!("Failed to parse trtype: {}", p.trtype))),
+        _ => return Err(wrong(format!("Failed to parse trtype: {trtype}"))),
     }
-    let ip: IpAddr = p.traddr.parse().map_err(|_| wrong(format!("Failed to parse traddr: {}", p.traddr)))?;
-    if let Some(family) = &p.adrfam {
+    let ip: IpAddr = traddr.parse().map_err(|_| wrong(format!("Failed to parse traddr: {traddr}")))?;
+    if let Some(family) = adrfam {
         let fits = match family.to_ascii_lowercase().as_str() {
             "ipv4" => ip.is_ipv4(),
             "ipv6" => ip.is_ipv6(),
@@ -352,22 +358,34 @@ fn transport_id(p: &Attach) -> Result<TransportId, RpcError> {
             return Err(RpcError::errno_because(EINVAL, format!("adrfam {family} is not that of traddr {ip}")));
         }
     }
-    let service = p.trsvcid.as_deref().unwrap_or("4420");
+    let service = trsvcid.unwrap_or(port);
     let port = service.parse().map_err(|_| wrong(format!("Failed to parse trsvcid: {service}")))?;
+    Ok(SocketAddr::new(ip, port))
+}
+
+/// A host NQN that is not too long.
+pub(super) fn hostnqn(given: Option<&String>) -> Result<String, RpcError> {
+    let hostnqn = given.cloned().unwrap_or_default();
+    if hostnqn.len() > 223 {
+        return Err(wrong(format!("hostnqn too long: {hostnqn}")));
+    }
+    Ok(hostnqn)
+}
+
+/// The address that an attach means.
+fn transport_id(p: &Attach) -> Result<TransportId, RpcError> {
+    let at = address(&p.trtype, &p.traddr, p.adrfam.as_deref(), p.trsvcid.as_deref(), "4420")?;
     let Some(subnqn) = p.subnqn.as_deref().filter(|nqn| !nqn.is_empty()) else {
         return Err(RpcError::errno_because(EINVAL, "subnqn is missing: discovery is not followed by attaching"));
     };
     if subnqn.len() > 223 {
         return Err(wrong(format!("subnqn too long: {subnqn}")));
     }
-    Ok(TransportId::tcp(SocketAddr::new(ip, port), subnqn))
+    Ok(TransportId::tcp(at, subnqn))
 }
 
 fn attach_options(app: &App, p: &Attach) -> Result<AttachOptions, RpcError> {
-    let hostnqn = p.hostnqn.clone().unwrap_or_default();
-    if hostnqn.len() > 223 {
-        return Err(wrong(format!("hostnqn too long: {hostnqn}")));
-    }
+    let hostnqn = hostnqn(p.hostnqn.as_ref())?;
     let source = match p.hostaddr.as_deref().filter(|address| !address.is_empty()) {
         None => None,
         Some(address) => {
@@ -386,6 +404,7 @@ fn attach_options(app: &App, p: &Attach) -> Result<AttachOptions, RpcError> {
         max_bdevs: p.max_bdevs as usize,
         disable_sq_flow_control: p.disable_sq_flow_control,
         reconnect: reconnect(app, p.ctrlr_loss_timeout_sec, p.reconnect_delay_sec, p.fast_io_fail_timeout_sec)?,
+        discovered: false,
     })
 }
 
@@ -425,7 +444,7 @@ fn second_path(other: &Attach, p: &Attach, id: &TransportId) -> RpcError {
     RpcError::not_built("multipath")
 }
 
-fn trid(id: &TransportId) -> Value {
+pub(super) fn trid(id: &TransportId) -> Value {
     json!({
         "trtype": "TCP", "adrfam": id.adrfam(), "traddr": id.traddr().to_string(), "trsvcid": id.addr.port().to_string(),
         "subnqn": id.subnqn,
@@ -474,8 +493,8 @@ pub(super) fn dump_controllers(app: &App) -> Vec<Entry> {
     let calls = App::lock(&app.attached).clone();
     let mut out = Vec::new();
     for c in app.controllers.list(None).unwrap_or_default() {
-        // One that was attached by the program itself is its own affair.
-        let Some(p) = calls.get(&c.name) else { continue };
+        // One that was attached by the program itself, or by a discovery service, is their affair.
+        let Some(p) = calls.get(&c.name).filter(|_| !c.options.discovered) else { continue };
         let mut params = object(&[("name", json!(p.name))]);
         let mut put = |values: Value| {
             if let Value::Object(values) = values {

@@ -6,6 +6,7 @@ pub mod bdev_create;
 pub mod bdev_file;
 pub mod bdev_layer;
 pub mod bdev_nvme;
+pub mod bdev_nvme_discovery;
 pub mod bdev_stat;
 pub mod framework;
 pub mod log;
@@ -33,6 +34,7 @@ pub fn all() -> Registry {
     bdev_create::declare(&mut registry);
     bdev_file::declare(&mut registry);
     bdev_nvme::declare(&mut registry);
+    bdev_nvme_discovery::declare(&mut registry);
     bdev_layer::declare(&mut registry);
     bdev_stat::declare(&mut registry);
     nvmf::declare(&mut registry);
