@@ -1,177 +1,22 @@
 //! A thousand ends: hosts connect and keep every kind of I/O in flight, then something ends, and everything that was taken is
 //! given back. Each round follows from its seed, but for the moments at which threads meet.
-//!
-//! `TEARDOWN_SEED` is the first round's seed, `TEARDOWN_ROUNDS` how many follow; a failure says both.
 
 mod host;
+mod stage;
 mod world;
 
 use host::*;
-use longshore_bdev::malloc::Malloc;
-use longshore_bdev::null::Null;
-use longshore_bdev::{Bdev, CoreOptions, CoreState, Geometry, delay};
 use longshore_nvme::wire::{SglDescriptor, Sqe, Status};
-use longshore_nvmf::{Address, AnaState, NamespaceOptions, PollGroup, SubsystemOptions};
-use longshore_reactor::{DmaOptions, Options, Reactor};
+use stage::{Rng, Stage};
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use world::{BLOCKS, NQN, Setup, World, block_on};
+use world::{BLOCKS, NQN, World};
 
-/// The namespaces, from 1.
-const DEVICES: [&str; 3] = ["Malloc0", "Slow1", "Null0"];
-/// Latency of the slow one, in microseconds.
-const LATENCY: u64 = 4000;
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as usize % n
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    /// A moment of at most 3 ms, often none.
-    fn pause(&mut self) -> Duration {
-        Duration::from_micros([0, 0, 50, 400, 1000, 3000][self.below(6)])
-    }
-}
-
-/// What one core has handed out.
-#[derive(Clone, Debug, PartialEq)]
-struct CoreCount {
-    requests: u32,
-    /// By size.
-    buffers: Vec<usize>,
-    connections: usize,
-    operations: usize,
-    /// Neither queue pairs nor controllers.
-    idle: bool,
-}
-
-/// What is handed out.
-#[derive(Clone, Debug, PartialEq)]
-struct Counters {
-    cores: Vec<CoreCount>,
-    /// By device: how many hold it open, and on how many cores.
-    devices: Vec<(String, usize, usize)>,
-}
-
-fn count(w: &World) -> Counters {
-    let of = |target: &Arc<longshore_nvmf::Target>, r: &Reactor| CoreCount {
-        requests: CoreState::current().pool_stats().in_use,
-        buffers: r.dma().stats().classes.iter().map(|c| c.in_use).collect(),
-        connections: r.sock_stats().connections,
-        operations: r.in_flight(),
-        idle: PollGroup::of(target).is_none_or(|g| g.is_idle()),
-    };
-    let cores = w.cores().iter().map(|c| {
-        let target = w.target.clone();
-        c.call(move |r| of(&target, r)).wait().unwrap()
-    });
-    let mut devices: Vec<_> = w
-        .target
-        .bdevs()
-        .list()
-        .iter()
-        .map(|n| (n.name().to_owned(), n.open_count(), n.channel_stats().len()))
-        .collect();
-    devices.sort();
-    Counters { cores: cores.collect(), devices }
-}
-
-/// A target with all devices, and its counters when nobody is connected.
-struct Stage {
-    w: World,
-    start: Counters,
-}
-
-/// Waits until what is handed out is as it should be.
-fn settled(w: &World, want: &str, right: impl Fn(&Counters) -> bool) {
-    let begin = Instant::now();
-    loop {
-        let now = count(w);
-        if right(&now) {
-            return;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(20), "handed out is\n  {now:?}\nand should be\n  {want}");
-        std::thread::sleep(Duration::from_micros(300));
-    }
-}
-
-fn register(w: &World, name: &str, dev: Arc<dyn Bdev>) {
-    w.target.bdevs().register(name, None, dev).unwrap();
-}
-
-/// The device `name`, as it is made at the start.
-fn make(w: &World, name: &str) {
-    let plain = || Geometry::plain(512, BLOCKS);
-    match name {
-        _ if w.target.bdevs().find(name).is_some() => {}
-        "Null0" => register(w, name, Null::new(plain())),
-        _ => register(w, name, Malloc::new(plain()).unwrap()),
-    }
-    if name == "Malloc1" && w.target.bdevs().find("Slow1").is_none() {
-        let (name, base) = ("Slow1".into(), "Malloc1".into());
-        let o = delay::Options {
-            name,
-            base,
-            uuid: None,
-            avg_read_us: LATENCY,
-            p99_read_us: LATENCY,
-            avg_write_us: LATENCY,
-            p99_write_us: LATENCY,
-        };
-        delay::create(w.target.bdevs(), o).unwrap();
-    }
-}
-
-fn add_namespace(w: &World, nsid: usize) {
-    let o = NamespaceOptions {
-        bdev_name: DEVICES[nsid - 1].into(),
-        nsid: Some(nsid as u32),
-        ..NamespaceOptions::default()
-    };
-    block_on(w.target.add_namespace(NQN, o)).unwrap();
-}
-
-impl Stage {
-    fn new() -> Stage {
-        let dma = DmaOptions { max_bytes: 6 << 20, ..DmaOptions::default() };
-        let w = Setup {
-            runtime: Options { cores: vec![0, 1], pin: false, dma, ..Options::default() },
-            // Fewer than there are commands at times; memory, too.
-            requests: CoreOptions { requests: 40, child_reserve: 8 },
-            ..Setup::default()
-        }
-        .start();
-        make(&w, "Malloc1");
-        make(&w, "Null0");
-        add_namespace(&w, 2);
-        add_namespace(&w, 3);
-        // The first host makes what stays.
-        for qid in 1..=2 {
-            let admin = Host::admin(w.addr, Ic::default(), NQN);
-            let mut io = Host::io(w.addr, Ic::default(), NQN, admin.cntlid, qid, 31, 0);
-            assert!(io.read(0, 4096).status.is_ok());
-        }
-        w.wait("the first hosts are gone", |w| count(w).cores.iter().all(|c| c.idle && c.connections == 0));
-        w.settled(0);
-        let start = count(&w);
-        Stage { w, start }
-    }
-
-    /// Waits until nothing more is handed out than at the start.
-    fn settle(&self) {
-        settled(&self.w, &format!("{:?}", self.start), |now| *now == self.start);
-    }
-}
+/// Latency of what ends by an abort only.
+const NEVER: Duration = Duration::from_secs(600);
 
 /// One connection's I/O, on a thread of its own.
 struct Load {
@@ -315,11 +160,11 @@ impl Hosts {
                 }));
             }
         }
-        for _ in 0..rng.below(3) {
+        for qid in 0..rng.below(5) as u16 {
             let mut h = if rng.chance(30) { Host::raw(w.addr) } else { Host::initialised(w.addr, Ic::default()) };
             if rng.chance(70) && h.maxh2cdata != 0 {
                 // An I/O queue that nobody else has, or half of its Connect.
-                let sqe = h.connect_sqe(9, 31, 0);
+                let sqe = h.connect_sqe(9 + qid, 31, 0);
                 let cntlid = hosts.admins[0].cntlid;
                 let b = h.capsule(&sqe, &Host::connect_data(cntlid, NQN, HOSTNQN));
                 let n = if rng.chance(50) { b.len() } else { rng.below(b.len()) };
@@ -368,16 +213,6 @@ fn write_and_read(io: &mut Host, seed: u64) {
     assert!(io.read(64, 8192).data == data);
 }
 
-fn restore_subsystem(w: &World) {
-    block_on(async {
-        let mut s = SubsystemOptions::new(NQN);
-        s.allow_any_host = true;
-        w.target.create_subsystem(s).await.unwrap();
-    });
-    (1..=DEVICES.len()).for_each(|n| add_namespace(w, n));
-    block_on(w.target.add_listener(NQN, Address::tcp(w.addr), AnaState::Optimized)).unwrap();
-}
-
 /// How a round ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -391,13 +226,9 @@ enum End {
 const ENDS: [End; 5] =
     [End::HostKilled, End::SubsystemDeleted, End::BdevRemoved, End::ControllerReset, End::TargetStopped];
 
-fn round(stage: &mut Stage, seed: u64) {
-    // Neighbouring seeds must not begin alike.
-    let mixed = (seed ^ seed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let rng = &mut Rng((mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb));
+fn round(stage: &mut Stage, seed: u64, rng: &mut Rng) {
     let end = ENDS[rng.below(ENDS.len())];
-    let w = &mut stage.w;
-    let mut hosts = Hosts::connect(w, rng);
+    let mut hosts = Hosts::connect(&stage.w, rng);
     std::thread::sleep(rng.pause());
     // At times the hosts go just while it happens.
     let meanwhile = rng.chance(30).then(|| {
@@ -409,79 +240,33 @@ fn round(stage: &mut Stage, seed: u64) {
     });
     match end {
         End::HostKilled => {}
-        End::SubsystemDeleted => {
-            block_on(w.target.delete_subsystem(NQN)).unwrap();
-            restore_subsystem(w);
-        }
-        End::BdevRemoved => {
-            let name = ["Malloc0", "Malloc1", "Slow1", "Null0"][rng.below(4)];
-            let nsid = DEVICES.iter().position(|d| *d == name).unwrap_or(1) + 1;
-            let bdevs = w.target.bdevs();
-            match name {
-                "Slow1" => block_on(bdevs.unconfigure(delay::MODULE, name)).unwrap(),
-                // Takes the slow one along, which comes back with it.
-                _ => block_on(bdevs.unregister(name)).unwrap(),
-            }
-            make(w, if name == "Slow1" { "Malloc1" } else { name });
-            add_namespace(w, nsid);
-        }
+        End::SubsystemDeleted => stage.delete_subsystem(),
+        End::BdevRemoved => stage.remove_bdev(rng),
         End::ControllerReset => {
             for admin in &mut hosts.admins {
                 controller_resets(admin, rng.chance(50));
                 admin.enable();
-                if let Some(mut io) = queue(w, admin, 1, 31, 0) {
+                if let Some(mut io) = queue(&stage.w, admin, 1, 31, 0) {
                     write_and_read(&mut io, seed);
                 }
             }
         }
-        End::TargetStopped => {
-            if rng.chance(80) {
-                block_on(w.target.shutdown());
-                // Channels, and what they keep, close in the next turn.
-                let left = |c: &CoreCount| {
-                    c.requests != 0 || c.connections != 0 || !c.idle || c.buffers.iter().any(|&b| b != 0)
-                };
-                let open = |(name, opens, cores): &(String, usize, usize)| {
-                    *opens != usize::from(name == "Malloc1") || *cores != 0
-                };
-                let none = |c: &Counters| !c.cores.iter().any(left) && !c.devices.iter().any(open);
-                settled(w, "nothing", none);
-            }
-            w.stop_at_once();
-        }
+        End::TargetStopped => stage.stop(rng),
     }
     hosts.close(rng);
     meanwhile.into_iter().for_each(|t| t.join().unwrap());
     if end == End::TargetStopped {
-        *stage = Stage::new();
+        *stage = Stage::new(NEVER);
     }
     stage.settle();
-    let w = &stage.w;
-    let admin = Host::admin(w.addr, Ic::default(), NQN);
-    write_and_read(&mut queue(w, &admin, 1, 31, 0).expect("nobody has memory"), seed);
+    let admin = Host::admin(stage.w.addr, Ic::default(), NQN);
+    write_and_read(&mut queue(&stage.w, &admin, 1, 31, 0).expect("nobody has memory"), seed);
     drop(admin);
     stage.settle();
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |v| v.parse().unwrap_or_else(|e| panic!("{name}={v}: {e}")))
-}
-
-static SEED: AtomicU64 = AtomicU64::new(0);
-
 #[test]
 fn whatever_ends_under_load_gives_everything_back() {
-    let (first, rounds) = (number("TEARDOWN_SEED", 1), number("TEARDOWN_ROUNDS", 1000));
-    // A reactor that panics ends the process: the seed is said first, past the capture of output.
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |p| {
-        let line = format!("TEARDOWN_SEED={} TEARDOWN_ROUNDS=1\n", SEED.load(Ordering::SeqCst));
-        let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
-        hook(p);
-    }));
-    let mut stage = Stage::new();
-    for seed in first..first + rounds {
-        SEED.store(seed, Ordering::SeqCst);
-        round(&mut stage, seed);
-    }
+    let mut stage = Stage::new(NEVER);
+    stage::rounds(1000, |seed, rng| round(&mut stage, seed, rng));
 }
