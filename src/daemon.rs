@@ -179,7 +179,7 @@ fn start_rpc(endpoints: Endpoints, app: &Arc<App>) -> Result<Option<Server>, Str
     }
     let app = app.clone();
     // The error names the path and the remedy.
-    Server::start_on(endpoints, move |_| Rc::new(Dispatcher(app))).map(Some).map_err(|e| e.to_string())
+    Server::start_on(endpoints, move |_| Rc::new(Dispatcher::new(app))).map(Some).map_err(|e| e.to_string())
 }
 
 fn reactor_options(o: &Options) -> Result<reactor::Options, String> {

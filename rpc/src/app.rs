@@ -1,9 +1,11 @@
 //! What the methods work on: the state machine, the stored options and the handles to everything below.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -16,6 +18,7 @@ use longshore_tcp::TcpTransport;
 use crate::config::{self, Subsystem};
 use crate::error::{INTERNAL_ERROR, INVALID_STATE, METHOD_NOT_FOUND, Reply, RpcError};
 use crate::exec::Gate;
+use crate::http::Pages;
 use crate::json::Json;
 use crate::jsonrpc::Request;
 use crate::logging::Log;
@@ -24,6 +27,7 @@ use crate::methods;
 use crate::methods::bdev_nvme::Attached;
 use crate::methods::bdev_stat::EnableHistogram;
 use crate::methods::options::{BdevOptions, Options};
+use crate::metrics::{self, Scraper};
 use crate::recipes::Recipes;
 use crate::server::Dispatch;
 
@@ -88,6 +92,8 @@ pub struct App {
     pub(crate) histograms: Mutex<BTreeMap<String, EnableHistogram>>,
     /// Log levels.
     pub log: Log,
+    /// Answers over HTTP, by status.
+    pub(crate) answers: Mutex<BTreeMap<u16, u64>>,
     phase: Mutex<Phase>,
     ready: Gate,
     on_init: Option<InitHook>,
@@ -111,6 +117,7 @@ impl App {
             cores: parts.cores,
             bdevs: parts.bdevs,
             log: parts.log,
+            answers: Mutex::default(),
             phase: Mutex::new(Phase::Startup),
             ready: Gate::default(),
             on_init: parts.on_init,
@@ -259,12 +266,22 @@ impl App {
     }
 }
 
-/// Answers the requests of the socket.
-pub struct Dispatcher(pub Arc<App>);
+/// Answers the requests of the sockets.
+pub struct Dispatcher {
+    app: Arc<App>,
+    scraper: Rc<RefCell<Scraper>>,
+}
+
+impl Dispatcher {
+    /// Answers for `app`.
+    pub fn new(app: Arc<App>) -> Dispatcher {
+        Dispatcher { app, scraper: Rc::default() }
+    }
+}
 
 impl Dispatch for Dispatcher {
     fn run(&self, request: Request) -> Local<Reply> {
-        let app = self.0.clone();
+        let app = self.app.clone();
         Box::pin(async move {
             let reply = app.call(&request.method, request.params.as_ref()).await;
             if let Err(error) = &reply {
@@ -275,6 +292,15 @@ impl Dispatch for Dispatcher {
     }
 
     fn mutates(&self, method: &str) -> bool {
-        self.0.registry.get(method).is_some_and(|method| method.mutates())
+        self.app.registry.get(method).is_some_and(|method| method.mutates())
+    }
+
+    fn metrics(&self) -> Local<Option<Pages>> {
+        let (app, scraper) = (self.app.clone(), self.scraper.clone());
+        Box::pin(async move { metrics::scrape(&app, &scraper).await })
+    }
+
+    fn answered(&self, status: u16) {
+        *App::lock(&self.app.answers).entry(status).or_default() += 1;
     }
 }

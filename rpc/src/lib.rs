@@ -16,6 +16,7 @@ pub mod jsonrpc;
 pub mod logging;
 pub mod method;
 pub mod methods;
+pub mod metrics;
 pub mod recipes;
 pub mod server;
 pub mod socket;

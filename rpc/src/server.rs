@@ -44,9 +44,9 @@ pub trait Dispatch: 'static {
     /// Whether the method changes something. Later requests of the same connection wait for such a one: a client that sends
     /// "create" and "use" in one breath means them in that order.
     fn mutates(&self, method: &str) -> bool;
-    /// The metrics, for `GET /metrics`.
-    fn metrics(&self) -> Pin<Box<dyn Future<Output = Pages>>> {
-        Box::pin(async { Box::new(std::iter::empty()) as Pages })
+    /// The metrics, for `GET /metrics`; `None`: not now.
+    fn metrics(&self) -> Pin<Box<dyn Future<Output = Option<Pages>>>> {
+        Box::pin(async { None })
     }
     /// A request over HTTP was answered with this status.
     fn answered(&self, status: u16) {

@@ -1,17 +1,19 @@
-//! `docs/rpc.md` says what the declarations say.
+//! `docs/rpc.md` and `docs/metrics.md` say what the declarations say.
 
 use longshore_rpc::app::{App, Parts};
-use longshore_rpc::docs;
+use longshore_rpc::{docs, metrics};
 
 #[test]
 fn the_documentation_is_current() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/rpc.md");
-    let want = docs::markdown(&App::new(Parts::default()).registry);
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(path, &want).unwrap();
+    let methods = docs::markdown(&App::new(Parts::default()).registry);
+    for (name, want) in [("rpc", methods), ("metrics", metrics::markdown())] {
+        let path = format!("{}/../docs/{name}.md", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &want).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(found == want, "docs/{name}.md is stale: run UPDATE_DOCS=1 cargo test -p longshore-rpc --test docs");
     }
-    let found = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(found == want, "docs/rpc.md is stale: run UPDATE_DOCS=1 cargo test -p longshore-rpc --test docs");
 }
 
 #[test]

@@ -48,8 +48,8 @@ impl Dispatch for Toy {
         false
     }
 
-    fn metrics(&self) -> Pin<Box<dyn Future<Output = Pages>>> {
-        Box::pin(async { Box::new((0..1000).map(|n| format!("page {n} {}\n", "y".repeat(20_000)))) as Pages })
+    fn metrics(&self) -> Pin<Box<dyn Future<Output = Option<Pages>>>> {
+        Box::pin(async { Some(Box::new((0..1000).map(|n| format!("page {n} {}\n", "y".repeat(20_000)))) as Pages) })
     }
 }
 

@@ -62,6 +62,9 @@ class Http(DaemonTest):
         self.assertEqual([s["nqn"] for s in self.call("nvmf_get_subsystems")][1:], [nqn])
         with self.assertRaisesRegex(RuntimeError, "No such device"):
             self.call("bdev_get_bdevs", {"name": "nope"})
+        text = self.metrics()
+        self.assertIn('ceph_nvmeof_bdev_capacity_bytes{bdev_name="M"} 4194304\n', text)
+        self.assertIn(f'ceph_nvmeof_subsystem_namespace_count{{nqn="{nqn}"}} 1\n', text)
         self.assertTrue(self.call("nvmf_delete_subsystem", {"nqn": nqn}))
 
     def test_wrong_credentials_are_refused_and_the_handler_of_urllib_finds_its_way(self):

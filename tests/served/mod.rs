@@ -26,7 +26,21 @@ impl Drop for Place {
 }
 
 /// A daemon that runs. Dropping it kills it with SIGKILL.
-pub(crate) struct Daemon(Child);
+pub(crate) struct Daemon(Child, String);
+
+impl Daemon {
+    /// Its process.
+    #[allow(dead_code)] // not every test has a use for it
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// The address of the metrics that it said it serves.
+    #[allow(dead_code)]
+    pub(crate) fn metrics(&self) -> &str {
+        self.1.split("metrics on http://").nth(1).and_then(|rest| rest.split('/').next()).expect("metrics are served")
+    }
+}
 
 impl Drop for Daemon {
     fn drop(&mut self) {
@@ -35,11 +49,15 @@ impl Drop for Daemon {
     }
 }
 
-/// The first CPU that this process may use.
-fn first_cpu() -> String {
+/// The CPUs that this process may use.
+pub(crate) fn cpus() -> Vec<String> {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
     let list = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).expect("allowed CPUs");
-    list.trim().split([',', '-']).next().expect("a CPU").to_owned()
+    let ranges = list.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        first.parse::<u32>().expect("a CPU")..=last.parse::<u32>().expect("a CPU")
+    });
+    ranges.flatten().map(|cpu| cpu.to_string()).collect()
 }
 
 /// `longshore-perf`, which lies beside the daemon: `cargo test --workspace` builds both. Built here if it never was.
@@ -83,11 +101,17 @@ impl Place {
         );
         std::fs::write(dir.join("config.json"), config).expect("the configuration");
         let trid = format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}");
-        Place { dir, trid, perf: perf(), cpu: first_cpu() }
+        Place { dir, trid, perf: perf(), cpu: cpus().swap_remove(0) }
     }
 
     /// Starts the daemon and returns when it serves.
+    #[allow(dead_code)] // not every test has a use for it
     pub(crate) fn daemon(&self) -> Daemon {
+        self.daemon_on(&self.cpu, &[])
+    }
+
+    /// As `daemon`, on those CPUs and with more options.
+    pub(crate) fn daemon_on(&self, cpus: &str, options: &[&str]) -> Daemon {
         // The kernel takes down the ring of a process after its end: until then it holds what is armed there, a listener too.
         let port =
             self.trid.split_whitespace().find_map(|w| w.strip_prefix("trsvcid:")?.parse::<u16>().ok()).expect("a port");
@@ -100,16 +124,16 @@ impl Place {
             .arg(self.dir.join("config.json"))
             .arg("-r")
             .arg(self.dir.join("rpc.sock"))
-            .args(["-m", &format!("[{}]", self.cpu)])
+            .args(["-m", &format!("[{cpus}]")])
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the daemon starts");
-        let mut daemon = Daemon(child);
-        let mut line = String::new();
+        let mut daemon = Daemon(child, String::new());
         let out = daemon.0.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut line).expect("the daemon says that it is ready");
-        assert!(line.contains("ready"), "the daemon said: {line}");
+        BufReader::new(out).read_line(&mut daemon.1).expect("the daemon says that it is ready");
+        assert!(daemon.1.contains("ready"), "the daemon said: {}", daemon.1);
         daemon
     }
 

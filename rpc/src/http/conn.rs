@@ -94,6 +94,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         417 => "Expectation Failed",
         431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
         _ => "Internal Server Error",
     }
@@ -263,9 +264,9 @@ impl Connection {
                     self.rpc_answer(400, answer(&Id::None, &Err(error)));
                 }
             },
-            Some(Method::Head) => self.metrics(Box::new(std::iter::empty())),
+            Some(Method::Head) => self.metrics(Some(Box::new(std::iter::empty()))),
             _ => {
-                self.enter(Phase::Running, None);
+                self.enter(Phase::Running, Some(STALLED));
                 return Some(Act::Metrics);
             }
         }
@@ -321,7 +322,14 @@ impl Connection {
     }
 
     /// The answer to a request for metrics.
-    pub(crate) fn metrics(&mut self, pages: Pages) {
+    pub(crate) fn metrics(&mut self, pages: Option<Pages>) {
+        let Some(pages) = pages else {
+            return self.refuse(Refused {
+                status: 503,
+                field: "",
+                why: "cores do not answer, or there are no metrics",
+            });
+        };
         self.chunks = self.head.as_ref().is_some_and(|head| head.chunks);
         if let (Some(head), false) = (&mut self.head, self.chunks) {
             head.keep_alive = false; // the end of the connection is the end of the answer

@@ -35,7 +35,7 @@ enum Event {
     },
     Metrics {
         connection: u64,
-        pages: Pages,
+        pages: Option<Pages>,
     },
     /// More may be buffered.
     Again {

@@ -14,6 +14,12 @@ use crate::{choices, params};
 /// The release of SPDK whose calls are served.
 const SPDK: (u32, u32, u32) = (26, 9, 0);
 
+/// That release, as text.
+pub(crate) fn spdk_release() -> String {
+    let (major, minor, patch) = SPDK;
+    format!("{major}.{minor}.{patch}")
+}
+
 params! {
     struct GetMethods {
         /// Only what may be called in the present state.

@@ -19,6 +19,9 @@ pub mod thread;
 
 use crate::config::Subsystem;
 use crate::method::Registry;
+pub(crate) use framework::spdk_release;
+pub(crate) use nvmf::uuid_text;
+pub(crate) use thread::poll_group;
 
 /// Declares every method.
 pub fn all() -> Registry {

@@ -447,6 +447,6 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// 16 bytes in the form of a UUID.
-pub(super) fn uuid_text(bytes: [u8; 16]) -> String {
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
     Uuid::from_bytes(bytes).to_string()
 }

@@ -10,7 +10,7 @@ use crate::error::Reply;
 use crate::method::{Method, Registry, When};
 
 /// Name of the part of a core that serves queue pairs; clients look for "poll" in it.
-pub(super) fn poll_group(core: &CoreHandle) -> String {
+pub(crate) fn poll_group(core: &CoreHandle) -> String {
     format!("nvmf_tgt_poll_group_{:03}", core.index())
 }
 

@@ -359,20 +359,34 @@ impl PollGroup {
 
     pub(crate) fn list_qpairs(&self, subsystem: u64) -> Vec<QpairInfo> {
         let all = self.qpairs.borrow();
-        let listed = all.values().filter_map(|q| {
-            let a = q.access.get().filter(|a| a.who.subsystem == subsystem)?;
-            Some(QpairInfo {
-                cntlid: a.who.cntlid,
-                qid: q.qid.get(),
-                enabled: q.life.get() == Life::Live,
-                core: self.core,
-                hostnqn: a.who.hostnqn.clone(),
-                listen_address: a.listener.clone(),
-                peer_address: q.transport()?.peer(),
-                traffic: q.traffic(),
-            })
-        });
-        listed.collect()
+        all.values().filter_map(|q| self.describe(q)).filter(|(of, _)| *of == subsystem).map(|(_, q)| q).collect()
+    }
+
+    /// The numbers of the queue pairs here.
+    pub(crate) fn qpair_keys(&self) -> Vec<u64> {
+        self.qpairs.borrow().keys().copied().collect()
+    }
+
+    /// Those of these queue pairs that are still here, each after the subsystem it belongs to.
+    pub(crate) fn describe_qpairs(&self, keys: &[u64]) -> Vec<(u64, QpairInfo)> {
+        let all = self.qpairs.borrow();
+        keys.iter().filter_map(|key| self.describe(all.get(key)?)).collect()
+    }
+
+    /// A queue pair as it is listed, after its subsystem; `None` before its Connect.
+    fn describe(&self, q: &Qpair) -> Option<(u64, QpairInfo)> {
+        let a = q.access.get()?;
+        let info = QpairInfo {
+            cntlid: a.who.cntlid,
+            qid: q.qid.get(),
+            enabled: q.life.get() == Life::Live,
+            core: self.core,
+            hostnqn: a.who.hostnqn.clone(),
+            listen_address: a.listener.clone(),
+            peer_address: q.transport()?.peer(),
+            traffic: q.traffic(),
+        };
+        Some((a.who.subsystem, info))
     }
 
     pub(crate) fn stats(&self) -> GroupStats {

@@ -92,6 +92,9 @@ pub struct GroupStats {
     pub transports: Vec<TrType>,
 }
 
+/// Queue pairs that one message describes.
+const PART: usize = 64;
+
 impl Target {
     async fn gather<T: Send + 'static>(
         self: &Arc<Self>,
@@ -132,6 +135,22 @@ impl Target {
         let mut all: Vec<_> = self.gather(move |g| g.list_qpairs(id)).await.into_iter().flatten().collect();
         all.sort_by_key(|q| (q.cntlid, q.qid));
         Ok(all)
+    }
+
+    /// Every queue pair, after the identifier of its subsystem. A few at a time are asked of each core, so that no turn is long.
+    pub async fn all_qpairs(self: &Arc<Self>) -> Vec<(u64, QpairInfo)> {
+        let mut all = Vec::new();
+        for core in &self.cores {
+            let me = self.clone();
+            let keys = core.call(move |_| PollGroup::of(&me).map(|g| g.qpair_keys())).await.ok().flatten();
+            for part in keys.unwrap_or_default().chunks(PART) {
+                let (me, part) = (self.clone(), part.to_vec());
+                let found = core.call(move |_| PollGroup::of(&me).map(|g| g.describe_qpairs(&part))).await.ok();
+                all.extend(found.flatten().into_iter().flatten());
+            }
+        }
+        all.sort_by(|(a, x), (b, y)| (a, x.cntlid, x.qid).cmp(&(b, y.cntlid, y.qid)));
+        all
     }
 
     /// Counters of every core.
