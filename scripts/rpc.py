@@ -64,10 +64,14 @@ SHAPES = {
     "bdev_examine": "-b/name",
     "bdev_set_options": "-p/bdev_io_pool_size:int -c/bdev_io_cache_size:int -e/bdev_auto_examine:on -d/bdev_auto_examine:off",
     "bdev_nvme_attach_controller": "-b/name " + ADDRESS + " -n/subnqn -q/hostnqn -i/hostaddr -c/hostsvcid -e/hdgst:on -d/ddgst:on"
-    " -x/multipath --num-io-queues/num_io_queues:int -l/ctrlr_loss_timeout_sec:int -o/reconnect_delay_sec:int",
+    " -x/multipath --num-io-queues/num_io_queues:int -l/ctrlr_loss_timeout_sec:int -o/reconnect_delay_sec:int"
+    " -u/fast_io_fail_timeout_sec:int",
     "bdev_nvme_detach_controller": "name " + ADDRESS + " -n/subnqn",
     "bdev_nvme_get_controllers": "-n/name",
     "bdev_nvme_reset_controller": "name -c/cntlid:int",
+    "bdev_nvme_start_discovery": "-b/name " + ADDRESS + " -q/hostnqn -w/wait_for_attach:on -T/attach_timeout_ms:int"
+    " -l/ctrlr_loss_timeout_sec:int -o/reconnect_delay_sec:int -u/fast_io_fail_timeout_sec:int",
+    "bdev_nvme_stop_discovery": "-b/name",
     "bdev_nvme_set_hotplug": "-e/enable:on -d/enable:off -r/period_us:int",
     "nvmf_create_transport": "-t/trtype -q/max_queue_depth:int -m/max_io_qpairs_per_ctrlr:int -c/in_capsule_data_size:int"
     " -i/max_io_size:int -u/io_unit_size:int -a/max_aq_depth:int -n/num_shared_buffers:int -b/buf_cache_size:int"

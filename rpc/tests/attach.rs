@@ -248,6 +248,23 @@ fn what_a_discovery_service_lists_is_attached_and_what_it_does_not_list_any_more
 }
 
 #[test]
+fn a_controller_that_was_given_up_comes_back_through_its_discovery_service() {
+    let port = free_port();
+    let (target, host) = (exporter(port), Daemon::running());
+    let start = json!({
+        "name": "disc", "trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": port.to_string(), "hostnqn": HOST,
+        "attach_timeout_ms": 20000, "ctrlr_loss_timeout_sec": 1, "reconnect_delay_sec": 1,
+    });
+    host.ok("bdev_nvme_start_discovery", start);
+    assert_eq!(host.names(), ["disc0n1", "disc0n3"]);
+    drop(target);
+    host.until("the removal", |host| host.names().is_empty());
+    let _target = exporter(port);
+    host.until("the return", |host| host.names() == ["disc0n1", "disc0n3"]);
+    assert_eq!(host.verify("disc0n1", 64), Status::SUCCESS);
+}
+
+#[test]
 fn a_namespace_that_grows_is_seen_to_grow_two_daemons_above() {
     let (below, above) = (free_port(), free_port());
     let (target, middle, host) = (exporter(below), Daemon::running(), Daemon::running());

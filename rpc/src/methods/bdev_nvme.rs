@@ -71,13 +71,13 @@ params! {
         io_queue_requests: u32 = 0,
         /// Gather commands of a turn; always done.
         delay_cmd_submit: bool = true,
-        /// How often a command is sent again after a transport error.
+        /// How often a command is sent again by the transport; no effect: commands of a lost connection wait for the next one.
         transport_retry_count: u32 = 4,
-        /// How often an I/O is tried again; -1: for ever.
+        /// How often an I/O is tried again that the controller failed for a passing reason; -1: for ever. (A lost connection does not count.)
         bdev_retry_count: i32 = 3,
         /// Transport acknowledge timeout (rdma); no effect.
         transport_ack_timeout: u8 = 0,
-        /// Seconds after which a lost controller is given up; 0: at once, -1: never.
+        /// Seconds after which a lost controller is removed, with its devices; 0: it is tried once to connect it again, -1: never.
         ctrlr_loss_timeout_sec: i32 = 0,
         /// Seconds between attempts to reconnect.
         reconnect_delay_sec: u32 = 0,
