@@ -113,6 +113,7 @@ impl Served {
                 "  The file is sparse: space is short or the file system cannot preallocate. Writes may be slower, or fail when it is full."
             );
         }
+        let perf = perf_command(std::env::current_exe().ok().as_deref());
         for s in &self.subsystems {
             let Some((address, port)) = &s.address else { continue };
             let _ = writeln!(out, "  {} on {address}:{port}, namespaces: {}", s.nqn, s.bdevs.join(" "));
@@ -120,12 +121,36 @@ impl Served {
             let family = if address.contains(':') { "IPv6" } else { "IPv4" };
             let _ = writeln!(
                 out,
-                "  measure:        longshore-perf -r 'trtype:TCP adrfam:{family} traddr:{address} trsvcid:{port} subnqn:{}' -q 32 -o 4096 -w randread -t 5",
+                "  measure:        {perf} -r 'trtype:TCP adrfam:{family} traddr:{address} trsvcid:{port} subnqn:{}' -q 32 -o 4096 -w randread -t 5",
                 s.nqn
             );
         }
         let _ = writeln!(out, "  call RPC:       scripts/rpc.py -s {} bdev_get_bdevs", rpc.display());
         let _ = writeln!(out, "  stop:           Ctrl-C");
         out
+    }
+}
+
+/// How `longshore-perf` is called: by cargo where this program was built by it and is not installed.
+fn perf_command(exe: Option<&Path>) -> &'static str {
+    // cargo keeps this folder beside what it builds, wherever its target folder is
+    if exe.and_then(Path::parent).is_some_and(|dir| dir.join(".fingerprint").is_dir()) {
+        "cargo run --release -p longshore-perf --"
+    } else {
+        "longshore-perf"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_banner_names_a_command_that_exists() {
+        let built = std::env::current_exe().expect("this program");
+        // Tests lie one folder below the programs.
+        let beside = built.parent().and_then(Path::parent).expect("two folders").join("longshore");
+        assert_eq!(perf_command(Some(&beside)), "cargo run --release -p longshore-perf --");
+        assert_eq!(perf_command(Some(Path::new("/usr/bin/longshore"))), "longshore-perf");
     }
 }

@@ -155,6 +155,7 @@ impl Place {
 }
 
 /// All that a command printed.
+#[allow(dead_code)] // not every test has a use for it
 pub(crate) fn text(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
