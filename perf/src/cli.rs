@@ -176,6 +176,9 @@ pub(crate) struct RunArgs {
     /// Print JSON only
     #[arg(long, help_heading = "Report")]
     pub(crate) json: bool,
+    /// Write a page for a browser: throughput over time, latency distribution, configuration. Measures latency as -L does
+    #[arg(long, value_name = "FILE.html", help_heading = "Report")]
+    pub(crate) report: Option<PathBuf>,
     /// No progress line on a terminal
     #[arg(long, help_heading = "Report")]
     pub(crate) quiet: bool,

@@ -1,5 +1,7 @@
 //! A run as the command line asks for it: what is loaded, in which parts, and what is printed.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{RunArgs, Workload};
 use crate::device::Device;
+use crate::html;
 use crate::lane::{Lane, Plan};
 use crate::local::LocalBdev;
 use crate::progress::Progress;
@@ -148,6 +151,9 @@ fn check(a: &RunArgs) -> Result<(), String> {
     if (a.verify_journal.is_some() || a.verify_power_loss) && !verify {
         return Err("--verify-journal and --verify-power-loss go with -w verify or --verify-check".into());
     }
+    if a.report.is_some() && (verify || a.idle.is_some()) {
+        return Err("--report is of load, not of verification or of --idle".into());
+    }
     if verify && a.rate.is_some() {
         return Err("--rate does not go with verification".into());
     }
@@ -240,9 +246,9 @@ fn plan(a: &RunArgs, e: &Extent, core: usize, device: usize) -> Plan {
     }
 }
 
-/// An open loop is about latency: it is measured whether -L is given or not.
+/// An open loop and a report are about latency: it is measured whether -L is given or not.
 fn tracks(a: &RunArgs) -> bool {
-    a.latency > 0 || a.rate.is_some()
+    a.latency > 0 || a.rate.is_some() || a.report.is_some()
 }
 
 fn load<D: Device>(a: &RunArgs, runtime: &Runtime, devices: &[Arc<D>], target: Value) -> Result<Outcome, String> {
@@ -250,6 +256,11 @@ fn load<D: Device>(a: &RunArgs, runtime: &Runtime, devices: &[Arc<D>], target: V
         .iter()
         .map(|d| Extent::new(a, d.block_size(), d.num_blocks()).map_err(|e| format!("{}: {e}", d.name())))
         .collect::<Result<_, _>>()?;
+    // A file that cannot be written is better told before the run than after it.
+    let mut page = match &a.report {
+        Some(path) => Some(File::create(path).map_err(|e| format!("--report {}: {e}", path.display()))?),
+        None => None,
+    };
     let progress = Arc::new(AtomicU64::new(0));
     let schedule = Schedule {
         depth: a.io_depth,
@@ -284,6 +295,11 @@ fn load<D: Device>(a: &RunArgs, runtime: &Runtime, devices: &[Arc<D>], target: V
         println!("{:#}", report.to_json())
     } else {
         report.print()
+    }
+    if let (Some(file), Some(path)) = (&mut page, &a.report) {
+        let command: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+        let page = html::page(&report, &command.join(" "));
+        file.write_all(page.as_bytes()).map_err(|e| format!("--report {}: {e}", path.display()))?;
     }
     Ok(if report.errors() == 0 { Outcome::Good } else { Outcome::Bad })
 }

@@ -5,6 +5,7 @@ mod cli;
 mod cpu;
 mod describe;
 mod device;
+mod html;
 mod lane;
 mod latency;
 mod load;

@@ -27,6 +27,8 @@ pub(crate) struct CoreResult {
     pub(crate) depth: f64,
     /// Open loop: requests that were due before the end and had not been started.
     pub(crate) backlog: u64,
+    /// Seconds since the measurement began, and requests that had succeeded by then.
+    pub(crate) samples: Vec<(f64, u64)>,
 }
 
 impl CoreResult {
@@ -52,18 +54,20 @@ pub(crate) struct Report {
 }
 
 /// Figures of a core or of all of them.
-struct Figures {
-    label: String,
+pub(crate) struct Figures {
+    pub(crate) label: String,
     ios: u64,
-    errors: u64,
-    iops: f64,
-    read_iops: f64,
-    write_iops: f64,
-    mib: f64,
-    average_us: f64,
-    user: f64,
-    kernel: f64,
-    latency: Option<Latency>,
+    pub(crate) errors: u64,
+    pub(crate) iops: f64,
+    pub(crate) read_iops: f64,
+    pub(crate) write_iops: f64,
+    pub(crate) mib: f64,
+    /// Not a number where nothing ended.
+    pub(crate) average_us: f64,
+    /// CPUs in use.
+    pub(crate) user: f64,
+    pub(crate) kernel: f64,
+    pub(crate) latency: Option<Latency>,
 }
 
 impl Report {
@@ -99,7 +103,23 @@ impl Report {
         }
     }
 
-    fn rows(&self) -> (Vec<Figures>, Figures) {
+    /// Latencies of reads and of writes, each if there were any.
+    pub(crate) fn by_kind(&self) -> [Option<Latency>; 2] {
+        [0, 1].map(|kind| {
+            let mut each = self.cores.iter().filter_map(|c| Some(&c.latency.as_ref()?[kind])).filter(|l| l.count() > 0);
+            let mut sum = each.next()?.clone();
+            each.for_each(|l| sum.merge(l));
+            Some(sum)
+        })
+    }
+
+    /// Open loop: requests that were due and not started.
+    pub(crate) fn backlog(&self) -> Option<u64> {
+        self.rate.map(|_| self.cores.iter().map(|c| c.backlog).sum())
+    }
+
+    /// Figures of each core, and of all of them.
+    pub(crate) fn rows(&self) -> (Vec<Figures>, Figures) {
         let cores =
             self.cores.iter().map(|c| self.figures(&format!("core {}", c.cpu), std::slice::from_ref(c))).collect();
         (cores, self.figures("total", &self.cores))
@@ -154,8 +174,7 @@ impl Report {
                 println!("{upto:>12.2} {n:>12} {:>9.3}", 100.0 * sum as f64 / l.count().max(1) as f64);
             }
         }
-        if let Some(rate) = self.rate {
-            let backlog: u64 = self.cores.iter().map(|c| c.backlog).sum();
+        if let Some((rate, backlog)) = self.rate.zip(self.backlog()) {
             println!(
                 "{} IOPS asked for, {backlog} requests were due and not started at the end",
                 units::si(rate).trim()
@@ -182,8 +201,8 @@ impl Report {
                 v
             }).collect::<Vec<_>>(),
         });
-        if self.rate.is_some() {
-            out["backlog"] = json!(self.cores.iter().map(|c| c.backlog).sum::<u64>());
+        if let Some(backlog) = self.backlog() {
+            out["backlog"] = json!(backlog);
         }
         if let Some(l) = total.latency.as_ref().filter(|_| self.histogram) {
             out["histogram_us"] = l.ranges().into_iter().map(|(upto, n)| json!([upto, n])).collect();
@@ -234,6 +253,7 @@ mod tests {
                 latency: latency.then(|| [l.clone(), l]),
                 depth: 8.0,
                 backlog: 0,
+                samples: Vec::new(),
             }
         };
         Report {

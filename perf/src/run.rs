@@ -1,5 +1,6 @@
 //! A run of load on one kind of port: set up on every core, warm up, measure, drain.
 
+use std::cell::RefCell;
 use std::future::Future as _;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -167,8 +168,16 @@ async fn measure<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>]) -> R
         lanes.iter().for_each(|l| l.clear());
     }
     let (began, cpu_began) = (rdtsc(), CpuTime::of_thread(tid));
+    let samples = Rc::new(RefCell::new(Samples::default()));
+    let sampled = {
+        let (lanes, samples) = (lanes.to_vec(), samples.clone());
+        r.every(SAMPLE, move |_| samples.borrow_mut().take(began, &lanes))
+    };
     until_over(r, s, lanes).await;
     let (ended, cpu_ended) = (rdtsc(), CpuTime::of_thread(tid));
+    drop(sampled);
+    let mut samples = samples.take();
+    samples.push(began, lanes);
     let counts: Vec<_> = lanes.iter().map(|l| l.counts()).collect();
     let backlog = pacer.as_ref().map_or(0, |p| p.backlog());
     drop(pacer);
@@ -194,7 +203,46 @@ async fn measure<P: Port>(r: &Reactor, s: &Schedule, lanes: &[Rc<Lane<P>>]) -> R
         latency: s.track.then_some(latency),
         depth: f64::from(s.depth) * lanes.len() as f64,
         backlog,
+        samples: samples.points,
     })
+}
+
+/// How often requests are counted while a run goes on.
+const SAMPLE: Duration = Duration::from_millis(100);
+
+/// Samples kept at most: of a longer run every second one, every fourth and so on.
+const SAMPLES: usize = 1024;
+
+/// How many requests had ended when.
+#[derive(Default)]
+struct Samples {
+    points: Vec<(f64, u64)>,
+    taken: u64,
+    /// One in so many is kept: two to this power.
+    shift: u32,
+}
+
+impl Samples {
+    fn take<P: Port>(&mut self, began: u64, lanes: &[Rc<Lane<P>>]) {
+        self.taken += 1;
+        if !self.taken.is_multiple_of(1 << self.shift) {
+            return;
+        }
+        if self.points.len() == SAMPLES {
+            let mut i = 0;
+            self.points.retain(|_| {
+                i += 1;
+                i % 2 == 0
+            });
+            self.shift += 1;
+        }
+        self.push(began, lanes);
+    }
+
+    fn push<P: Port>(&mut self, began: u64, lanes: &[Rc<Lane<P>>]) {
+        let seconds = (rdtsc() - began) as f64 / tick_rate() as f64;
+        self.points.push((seconds, lanes.iter().map(|l| l.ended()).sum()));
+    }
 }
 
 /// Waits for the end of the time, or until every lane has made its requests, or one has failed.

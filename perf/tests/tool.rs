@@ -190,3 +190,110 @@ fn mistakes_are_answered_with_one_line_and_a_status() {
         assert!(err.contains(part) && err.lines().count() == 1, "{line}: {err}");
     }
 }
+
+/// An element of a page: name, attributes, and the text directly in it.
+type Element = (String, Vec<(String, String)>, String);
+
+/// The elements of a page that is written as XML. Panics where it is not well formed.
+fn elements(page: &str) -> Vec<Element> {
+    let text = |t: &str| {
+        let t = t.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#39;", "'");
+        t.replace("&amp;", "&")
+    };
+    let (mut all, mut open): (Vec<Element>, Vec<usize>) = (Vec::new(), Vec::new());
+    let mut rest = page.strip_prefix("<!DOCTYPE html>").expect("a doctype");
+    while let Some(i) = rest.find('<') {
+        if let Some(&o) = open.last() {
+            all[o].2.push_str(&text(&rest[..i]));
+        }
+        let end = i + rest[i..].find('>').expect("a tag ends");
+        let tag = &rest[i + 1..end];
+        rest = &rest[end + 1..];
+        if let Some(name) = tag.strip_prefix('/') {
+            let o = open.pop().expect("an element is open");
+            assert_eq!(all[o].0, name, "elements end in order");
+            continue;
+        }
+        let whole = tag.trim_end_matches('/');
+        let (name, mut more) = whole.split_once(' ').unwrap_or((whole, ""));
+        let mut attributes = Vec::new();
+        while let Some((key, tail)) = more.trim_start().split_once("=\"") {
+            let (value, tail) = tail.split_once('"').expect("a value ends");
+            attributes.push((key.to_owned(), text(value)));
+            more = tail;
+        }
+        assert_eq!(more.trim(), "", "attributes of <{tag}>");
+        all.push((name.to_owned(), attributes, String::new()));
+        if !tag.ends_with('/') {
+            open.push(all.len() - 1);
+        }
+    }
+    assert!(open.is_empty(), "{} elements are not closed", open.len());
+    all
+}
+
+#[test]
+fn a_report_is_one_page_that_says_what_the_json_says_and_needs_nothing_else() {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{}.html", std::process::id()));
+    let line =
+        format!("--bdev null:1G -c {} -q 8 -w randrw -M 30 -t 0.6 -a 0.1 --json --report {}", core(), path.display());
+    let v = json(&line);
+    let page = std::fs::read_to_string(&path).expect("the page");
+    let _ = std::fs::remove_file(&path);
+    let all = elements(&page);
+    let figure = |id: &str| {
+        let found = all.iter().find(|(name, a, _)| name == "data" && a.iter().any(|(k, v)| k == "id" && v == id));
+        let (_, attributes, _) = found.unwrap_or_else(|| panic!("no figure {id}"));
+        let value = &attributes.iter().find(|(k, _)| k == "value").expect("a value").1;
+        value.parse::<f64>().expect("a number")
+    };
+    let l = "/total/latency_us";
+    for (id, at) in [
+        ("iops", "/total/iops".to_owned()),
+        ("mib_per_s", "/total/mib_per_s".to_owned()),
+        ("errors", "/total/errors".to_owned()),
+        ("latency-average", format!("{l}/average")),
+        ("latency-min", format!("{l}/min")),
+        ("latency-p50", format!("{l}/p50")),
+        ("latency-p99", format!("{l}/p99")),
+        ("latency-p99.99", format!("{l}/p99.99")),
+        ("latency-max", format!("{l}/max")),
+    ] {
+        let (shown, meant) = (figure(id), number(&v, &at));
+        // The JSON reader may be off by the last bit.
+        assert!((shown - meant).abs() <= meant.abs() * 1e-12, "{id}: {shown}, not {meant}");
+    }
+    assert!(figure("latency-reads-p50") > 0.0 && figure("latency-writes-p50") > 0.0);
+    // The curve is that of this run: its average lies between its lowest and its highest point.
+    assert!(figure("iops-lowest") <= figure("iops") * 1.01 && figure("iops") <= figure("iops-highest") * 1.01);
+    // Every option is there, with the value that was understood.
+    let cells: Vec<&str> = all.iter().filter(|e| e.0 == "th" || e.0 == "td").map(|e| e.2.as_str()).collect();
+    for (name, value) in [("workload", "randrw"), ("io_depth", "8"), ("rwmixread", "30"), ("target.bdev", "null:1G")] {
+        assert!(cells.windows(2).any(|c| c == [name, value]), "{name} {value} is not in {cells:?}");
+    }
+    assert!(all.iter().any(|e| e.0 == "code" && e.2.contains("--report")), "the command");
+    let whole: Value = serde_json::from_str(&all.iter().find(|e| e.0 == "pre").expect("the figures").2).expect("JSON");
+    assert_eq!(whole, v);
+    // Two charts; nothing is loaded from anywhere and nothing runs.
+    assert_eq!(all.iter().filter(|e| e.0 == "svg").count(), 2);
+    for (name, attributes, _) in &all {
+        assert!(!matches!(name.as_str(), "script" | "link" | "img" | "iframe" | "object"), "<{name}>");
+        let loads = |k: &str| k.starts_with("on") || k.ends_with("src") || k.ends_with("href") || k == "style";
+        assert!(attributes.iter().all(|(k, _)| !loads(k)), "<{name}> {attributes:?}");
+    }
+    assert!(!page.contains("url(") && !page.contains("@import") && !page.contains("http"), "an address");
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_told_before_the_run() {
+    for (line, part) in [
+        ("--bdev null -t 60 --report /nowhere/r.html", "/nowhere/r.html"),
+        ("--bdev malloc:1M -w verify -t 60 --report r.html", "not of verification"),
+    ] {
+        let started = std::time::Instant::now();
+        let out = perf(line);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(1) && text.contains(part), "{line}: {text}");
+        assert!(started.elapsed() < std::time::Duration::from_secs(30), "{line}: it ran");
+    }
+}

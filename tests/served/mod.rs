@@ -1,10 +1,16 @@
 //! A daemon that serves one subsystem over NVMe/TCP, and `longshore-perf` to use it with.
 
-use std::io::{BufRead, BufReader};
+#[allow(dead_code)] // not every test has a use for it
+pub(crate) mod raw;
+
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 /// The subsystem.
 pub(crate) const NQN: &str = "nqn.2024-01.io.longshore:served";
@@ -16,7 +22,8 @@ pub(crate) struct Place {
     /// The subsystem as `-r` wants it.
     pub(crate) trid: String,
     perf: PathBuf,
-    cpu: String,
+    /// The CPU of daemon and load.
+    pub(crate) cpu: String,
 }
 
 impl Drop for Place {
@@ -39,6 +46,30 @@ impl Daemon {
     #[allow(dead_code)]
     pub(crate) fn metrics(&self) -> &str {
         self.1.split("metrics on http://").nth(1).and_then(|rest| rest.split('/').next()).expect("metrics are served")
+    }
+}
+
+#[allow(dead_code)] // as above
+impl Daemon {
+    /// A member of `/proc/PID/status` in KiB.
+    pub(crate) fn status_kib(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("/proc of the daemon");
+        let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+        line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_else(|| panic!("no {key}"))
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).expect("it runs");
+    }
+
+    /// CPU time used so far, user and kernel, of all its threads.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("/proc of the daemon");
+        // Behind the name, which ends with the last parenthesis: state is field 3, utime and stime 14 and 15, in ticks of 10 ms.
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+        let ticks = |i: usize| fields[i - 3].parse::<u64>().expect("a number");
+        Duration::from_millis((ticks(14) + ticks(15)) * 10)
     }
 }
 
@@ -104,6 +135,11 @@ impl Place {
         Place { dir, trid, perf: perf(), cpu: cpus().swap_remove(0) }
     }
 
+    /// The port that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.trid.split_whitespace().find_map(|w| w.strip_prefix("trsvcid:")?.parse().ok()).expect("a port")
+    }
+
     /// Starts the daemon and returns when it serves.
     #[allow(dead_code)] // not every test has a use for it
     pub(crate) fn daemon(&self) -> Daemon {
@@ -113,10 +149,8 @@ impl Place {
     /// As `daemon`, on those CPUs and with more options.
     pub(crate) fn daemon_on(&self, cpus: &str, options: &[&str]) -> Daemon {
         // The kernel takes down the ring of a process after its end: until then it holds what is armed there, a listener too.
-        let port =
-            self.trid.split_whitespace().find_map(|w| w.strip_prefix("trsvcid:")?.parse::<u16>().ok()).expect("a port");
         let start = Instant::now();
-        while TcpListener::bind(("127.0.0.1", port)).is_err() && start.elapsed() < Duration::from_secs(10) {
+        while TcpListener::bind(("127.0.0.1", self.port())).is_err() && start.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(2));
         }
         let child = Command::new(env!("CARGO_BIN_EXE_longshore"))
@@ -152,6 +186,15 @@ impl Place {
         c.args([command, "--json", "-r", trid]);
         c
     }
+}
+
+/// The poll groups of `nvmf_get_stats`.
+#[allow(dead_code)] // as above
+pub(crate) fn stats(place: &Place) -> Value {
+    let mut s = UnixStream::connect(place.dir.join("rpc.sock")).expect("the RPC socket");
+    s.write_all(br#"{"jsonrpc": "2.0", "id": 1, "method": "nvmf_get_stats"}"#).expect("a request");
+    let mut answers = serde_json::Deserializer::from_reader(s).into_iter::<Value>();
+    answers.next().expect("an answer").expect("JSON")["result"]["poll_groups"].clone()
 }
 
 /// All that a command printed.
