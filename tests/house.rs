@@ -28,13 +28,13 @@ const JSON_ROOMS: &[&str] = &["longshore-rpc", "longshore-perf", "longshore"];
 /// The modules that may contain `unsafe`, each with why.
 const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/channel.rs", "completion frames point to channels"),
-    ("bdev/src/core.rs", "the request pool"),
     ("bdev/src/frame.rs", "completion frames"),
     ("bdev/src/io.rs", "memory described by a request"),
     ("bdev/src/job.rs", "children borrow their parent's memory"),
     ("bdev/src/malloc/lend.rs", "blocks lent as buffers"),
     ("bdev/src/malloc/store.rs", "blocks shared by cores"),
     ("bdev/src/nvme/core_queue.rs", "memory of requests lent to the initiator"),
+    ("bdev/src/pool.rs", "slots of requests"),
     ("bdev/src/queue.rs", "intrusive lists of requests"),
     ("bdev/src/uring/channel.rs", "memory of requests lent to the ring"),
     ("bdev/src/uring/mutant.rs", "faults that tests build in"),
@@ -42,7 +42,6 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/uring/sync.rs", "a reference lent to the ring"),
     ("nvme/src/host/memory.rs", "data copied to memory that a command owns"),
     ("perf/src/ceiling/uring.rs", "the raw ring of the ceiling"),
-    ("perf/src/local.rs", "requests in several pieces of memory"),
     ("perf/src/local.rs", "requests over several pieces of memory"),
     ("reactor/src/clock.rs", "the time stamp counter"),
     ("reactor/src/dma.rs", "pool memory"),

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 use longshore_nvme::wire::Status;
 use longshore_reactor::DmaBuf;
 
-use crate::core::Pool;
 use crate::frame::{FRAME_SLOTS, Frame};
+use crate::pool::Pool;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
