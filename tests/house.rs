@@ -29,10 +29,11 @@ const JSON_ROOMS: &[&str] = &["longshore-rpc", "longshore-perf", "longshore"];
 const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/channel.rs", "completion frames point to channels"),
     ("bdev/src/frame.rs", "completion frames"),
-    ("bdev/src/io.rs", "memory described by a request"),
+    ("bdev/src/io.rs", "slots reached by their handle"),
     ("bdev/src/job.rs", "children borrow their parent's memory"),
     ("bdev/src/malloc/lend.rs", "blocks lent as buffers"),
     ("bdev/src/malloc/store.rs", "blocks shared by cores"),
+    ("bdev/src/memory.rs", "memory described by a request"),
     ("bdev/src/nvme/core_queue.rs", "memory of requests lent to the initiator"),
     ("bdev/src/pool.rs", "slots of requests"),
     ("bdev/src/queue.rs", "intrusive lists of requests"),

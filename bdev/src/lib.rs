@@ -28,6 +28,7 @@ mod gate;
 mod io;
 mod job;
 mod lease;
+mod memory;
 mod monitor;
 mod node;
 mod pool;
