@@ -81,7 +81,11 @@ impl CoreQueue {
     #[cold]
     pub(super) fn look(&self) {
         let (path, up) = (self.entry.path(), self.link.get() == Link::Up);
-        if !(path == Path::Closing && up) {
+        if !up && matches!(path, Path::Failing | Path::Closing) {
+            // Before their namespaces are asked for: what is wrong is the path.
+            self.fail_held();
+        }
+        if path != Path::Closing {
             for queue in [&self.held, &self.later] {
                 let all = queue.take();
                 while let Some(io) = all.pop() {
@@ -92,9 +96,6 @@ impl CoreQueue {
                     }
                 }
             }
-        }
-        if !up && matches!(path, Path::Failing | Path::Closing) {
-            self.fail_held();
         }
         self.connect();
     }

@@ -192,8 +192,8 @@ fn after_the_fast_fail_timeout_io_fails_at_once_until_the_target_is_back() {
     let remote = Remote::attach(Setup::default(), (-1, 1, 1));
     let wire = remote.wire.clone();
     remote.run(|r, ch| async move {
-        wire.cut();
         let cut = Instant::now();
+        wire.cut();
         let s = ch.read(0, 8, filled(&r, 4096, 0)).await.0;
         assert!(s.is_path_error() && cut.elapsed() > Duration::from_millis(800), "{s} after {:?}", cut.elapsed());
         // It would take at least as long again if it waited for another attempt.
