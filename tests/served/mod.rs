@@ -65,12 +65,18 @@ impl Daemon {
 
     /// CPU time used so far, user and kernel, of all its threads.
     pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("/proc of the daemon");
-        // Behind the name, which ends with the last parenthesis: state is field 3, utime and stime 14 and 15, in ticks of 10 ms.
-        let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
-        let ticks = |i: usize| fields[i - 3].parse::<u64>().expect("a number");
-        Duration::from_millis((ticks(14) + ticks(15)) * 10)
+        cpu_time(self.0.id())
     }
+}
+
+/// CPU time that a process has used so far, user and kernel.
+#[allow(dead_code)] // as above
+pub(crate) fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("/proc of the process");
+    // Behind the name, which ends with the last parenthesis: state is field 3, utime and stime 14 and 15, in ticks of 10 ms.
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    let ticks = |i: usize| fields[i - 3].parse::<u64>().expect("a number");
+    Duration::from_millis((ticks(14) + ticks(15)) * 10)
 }
 
 impl Drop for Daemon {
