@@ -426,18 +426,27 @@ impl Qpair {
 
     /// Aborts the block layer's request of a command, if it has one.
     pub(crate) fn abort_in_device(&self, slot: u16) -> bool {
-        let (ns, id, parts) = {
+        let parts = {
             let mut r = self.slots[usize::from(slot)].borrow_mut();
-            // A command of several parts starts no more of them.
             let parts = r.kind == Kind::Io && r.sqe.opcode == DATASET_MANAGEMENT && r.phase == Phase::Executing;
+            // A command of several parts starts no more of them.
             if parts {
                 r.next_part = u16::MAX;
                 if r.status.is_ok() {
                     r.status = Status::ABORT_REQUESTED;
                 }
             }
+            parts
+        };
+        if parts && self.group.shares.leave(Want::Request, self, slot) {
+            // It waited for a request, which others may keep for long, and held its namespace meanwhile.
+            self.complete(slot, Status::ABORT_REQUESTED);
+            return true;
+        }
+        let (ns, id) = {
+            let r = self.slots[usize::from(slot)].borrow();
             match (&r.ns, r.io) {
-                (Some(ns), Some(id)) if r.phase == Phase::Executing => (ns.clone(), id, parts),
+                (Some(ns), Some(id)) if r.phase == Phase::Executing => (ns.clone(), id),
                 _ => return false,
             }
         };

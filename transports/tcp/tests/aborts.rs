@@ -5,9 +5,11 @@ mod host;
 mod world;
 
 use host::*;
-use longshore_bdev::CoreOptions;
 use longshore_bdev::delay::{Delay, Latency};
+use longshore_bdev::malloc::Malloc;
+use longshore_bdev::{CoreOptions, Geometry};
 use longshore_nvme::wire::{SglDescriptor, Sqe, Status};
+use longshore_nvmf::NamespaceOptions;
 use longshore_reactor::Options;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -196,6 +198,27 @@ fn a_deallocation_ends_with_its_connection() {
     deallocate(&w, &mut io, 0, 30);
     drop(io);
     w.wait("every part came back", |w| w.requests() == 0);
+}
+
+#[test]
+fn a_deallocation_that_waits_for_a_request_does_not_keep_its_device() {
+    let w = stuck();
+    let bdevs = w.target.bdevs().clone();
+    bdevs.register("Other", None, Malloc::new(Geometry::plain(512, 64)).unwrap()).unwrap();
+    let ns = NamespaceOptions { bdev_name: "Other".into(), nsid: Some(2), ..NamespaceOptions::default() };
+    block_on(w.target.add_namespace(NQN, ns)).unwrap();
+    let (_admin, mut io) = queues(&w);
+    exhaust(&w, &mut io);
+    let waits = |w: &World| block_on(w.target.stats())[0].pending_bdev_io;
+    let before = waits(&w);
+    let data = [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut sqe = with_data(&mut io, 0x09, 0, &data);
+    (sqe.nsid, sqe.cdw10, sqe.cdw11, sqe.cdw12) = (2.into(), 0.into(), 4.into(), 0.into());
+    io.send_cmd(&sqe, &data);
+    w.wait("it waits for a request", |w| waits(w) > before);
+    let gone = w.cores()[0].spawn(move |_| async move { bdevs.unregister("Other").await });
+    gone.wait_timeout(Duration::from_secs(20)).expect("the device is given up").unwrap().unwrap();
+    assert_eq!(responses(&mut io, 1), [(sqe.cid.get(), Status::ABORT_REQUESTED)]);
 }
 
 #[test]

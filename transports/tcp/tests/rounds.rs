@@ -228,6 +228,7 @@ const ENDS: [End; 5] =
 
 fn round(stage: &mut Stage, seed: u64, rng: &mut Rng) {
     let end = ENDS[rng.below(ENDS.len())];
+    stage.pace(rng, NEVER);
     let mut hosts = Hosts::connect(&stage.w, rng);
     std::thread::sleep(rng.pause());
     // At times the hosts go just while it happens.
@@ -256,7 +257,7 @@ fn round(stage: &mut Stage, seed: u64, rng: &mut Rng) {
     hosts.close(rng);
     meanwhile.into_iter().for_each(|t| t.join().unwrap());
     if end == End::TargetStopped {
-        *stage = Stage::new(NEVER);
+        *stage = Stage::new();
     }
     stage.settle();
     let admin = Host::admin(stage.w.addr, Ic::default(), NQN);
@@ -267,6 +268,6 @@ fn round(stage: &mut Stage, seed: u64, rng: &mut Rng) {
 
 #[test]
 fn whatever_ends_under_load_gives_everything_back() {
-    let mut stage = Stage::new(NEVER);
+    let mut stage = Stage::new();
     stage::rounds(1000, |seed, rng| round(&mut stage, seed, rng));
 }

@@ -113,6 +113,7 @@ const ENDS: [End; 5] =
 
 fn round(stage: &mut Stage, host: &Initiator, rng: &mut Rng) {
     let end = ENDS[rng.below(ENDS.len())];
+    stage.pace(rng, SLOW);
     host.attach(&stage.w, rng);
     let enough = Arc::new(AtomicBool::new(false));
     let loads = host.loads(rng, &enough);
@@ -148,14 +149,14 @@ fn round(stage: &mut Stage, host: &Initiator, rng: &mut Rng) {
     let now = || count(host.rt.cores(), None, &host.registry);
     settled(&format!("{:?}", host.start), now, |now| *now == host.start);
     if end == End::TargetStopped {
-        *stage = Stage::new(SLOW);
+        *stage = Stage::new();
     }
     stage.settle();
 }
 
 #[test]
 fn whatever_ends_under_load_of_an_initiator_gives_everything_back_on_both_sides() {
-    let (mut stage, host) = (Stage::new(SLOW), Initiator::new());
+    let (mut stage, host) = (Stage::new(), Initiator::new());
     stage::rounds(300, |_, rng| round(&mut stage, &host, rng));
     host.rt.stop();
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use longshore_bdev::delay::{Delay, Latency};
 use longshore_bdev::malloc::Malloc;
 use longshore_bdev::null::Null;
 use longshore_bdev::{Bdev, CoreOptions, CoreState, Geometry, Registry, delay};
@@ -104,7 +105,6 @@ pub fn settled(want: &str, count: impl Fn() -> Counters, right: impl Fn(&Counter
 pub struct Stage {
     pub w: World,
     start: Counters,
-    slowest: Duration,
 }
 
 fn register(w: &World, name: &str, dev: Arc<dyn Bdev>) {
@@ -112,7 +112,7 @@ fn register(w: &World, name: &str, dev: Arc<dyn Bdev>) {
 }
 
 /// The device `name`, as it is made at the start.
-fn make(w: &World, name: &str, slowest: Duration) {
+fn make(w: &World, name: &str) {
     let plain = || Geometry::plain(512, BLOCKS);
     match name {
         _ if w.target.bdevs().find(name).is_some() => {}
@@ -121,15 +121,14 @@ fn make(w: &World, name: &str, slowest: Duration) {
     }
     if name == "Malloc1" && w.target.bdevs().find("Slow1").is_none() {
         let (name, base) = ("Slow1".into(), "Malloc1".into());
-        let slowest = slowest.as_micros() as u64;
         let o = delay::Options {
             name,
             base,
             uuid: None,
             avg_read_us: LATENCY,
-            p99_read_us: slowest,
+            p99_read_us: LATENCY,
             avg_write_us: LATENCY,
-            p99_write_us: slowest,
+            p99_write_us: LATENCY,
         };
         delay::create(w.target.bdevs(), o).unwrap();
     }
@@ -145,8 +144,7 @@ fn add_namespace(w: &World, nsid: usize) {
 }
 
 impl Stage {
-    /// One request in a hundred to the slow device takes `slowest`.
-    pub fn new(slowest: Duration) -> Stage {
+    pub fn new() -> Stage {
         let mut transport = TransportOptions::new(TrType::Tcp);
         // What does not end at once is aborted.
         transport.abort_timeout_sec = 0;
@@ -159,8 +157,8 @@ impl Stage {
             ..Setup::default()
         }
         .start();
-        make(&w, "Malloc1", slowest);
-        make(&w, "Null0", slowest);
+        make(&w, "Malloc1");
+        make(&w, "Null0");
         add_namespace(&w, 2);
         add_namespace(&w, 3);
         // The first host makes what stays.
@@ -172,12 +170,22 @@ impl Stage {
         w.wait("the first hosts are gone", |w| count_world(w).cores.iter().all(|c| c.idle && c.connections == 0));
         w.settled(0);
         let start = count_world(&w);
-        Stage { w, start, slowest }
+        Stage { w, start }
     }
 
     /// Waits until nothing more is handed out than at the start.
     pub fn settle(&self) {
         settled(&format!("{:?}", self.start), || count_world(&self.w), |now| *now == self.start);
+    }
+
+    /// Reads, or writes, of the slow device take as long as usual or `slowest`.
+    pub fn pace(&self, rng: &mut Rng, slowest: Duration) {
+        let node = self.w.target.bdevs().find("Slow1").expect("it is there between the rounds");
+        let dev = node.device().as_any().downcast_ref::<Delay>().unwrap();
+        for which in [[Latency::AvgRead, Latency::P99Read], [Latency::AvgWrite, Latency::P99Write]] {
+            let us = if rng.chance(25) { slowest.as_micros() as u64 } else { LATENCY };
+            which.into_iter().for_each(|l| dev.set_latency(l, us));
+        }
     }
 
     /// Deletes the subsystem, and makes it again.
@@ -196,7 +204,7 @@ impl Stage {
             // Takes the slow one along, which comes back with it.
             _ => block_on(bdevs.unregister(name)).unwrap(),
         }
-        make(&self.w, if name == "Slow1" { "Malloc1" } else { name }, self.slowest);
+        make(&self.w, if name == "Slow1" { "Malloc1" } else { name });
         add_namespace(&self.w, nsid);
     }
 
