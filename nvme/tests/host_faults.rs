@@ -4,7 +4,7 @@ mod fake;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use fake::{Fake, Link};
 use longshore_nvme::host::{
-    Completer, Controller, ControllerEvent, ControllerState, Data, Done, HostOptions, IoQueue, TimeoutAction,
+    Completer, Controller, ControllerEvent, ControllerState, Data, Done, HostOptions, IoQueue, Qpair, TimeoutAction,
     TransportId,
 };
 use longshore_nvme::wire::opcode::io;
@@ -345,5 +345,45 @@ fn a_controller_that_may_not_know_of_its_loss_is_left_alone_for_its_keep_alive_t
         ctrl.reset().await.unwrap();
         let after = lost.get().expect("it was reported").elapsed();
         assert!(after > KATO * 9 / 10, "connected again after {after:?}");
+    });
+}
+
+/// Sends a flush for each that ended, while there is a queue.
+struct Stream {
+    q: Rc<Qpair>,
+    me: Weak<Stream>,
+    ends: RefCell<Vec<Status>>,
+}
+
+impl Stream {
+    fn send(&self) {
+        if let Some(me) = self.me.upgrade() {
+            let _ = self.q.submit(&Sqe::new(io::FLUSH, 0, 1), Data::None, me, 0);
+        }
+    }
+}
+
+impl Completer for Stream {
+    fn completed(&self, done: &Done) {
+        self.ends.borrow_mut().push(done.status);
+        self.send();
+    }
+}
+
+#[test]
+fn io_under_a_reset_ends_with_its_queue_and_never_by_a_controller_that_is_disabled() {
+    let fake = Fake::new(|l, s| l.respond(s.cid.get(), Status::SUCCESS));
+    with_queue(&fake, plain(), |r, q| async move {
+        let new = |me: &Weak<Stream>| Stream { q: q.qpair().clone(), me: me.clone(), ends: RefCell::default() };
+        let stream = Rc::new_cyclic(new);
+        (0..8).for_each(|_| stream.send());
+        while stream.ends.borrow().len() < 100 {
+            r.yield_now().await;
+        }
+        q.controller().reset().await.unwrap();
+        q.qpair().gone().await;
+        let ends = stream.ends.borrow();
+        let failed: Vec<_> = ends.iter().filter(|&&s| s != Status::SUCCESS && s != Status::ABORTED_BY_HOST).collect();
+        assert!(failed.is_empty(), "{} of {}: {:?}", failed.len(), ends.len(), failed[0]);
     });
 }

@@ -327,7 +327,10 @@ impl Owner {
     /// In cases 2 and 3 the controller may take its command quiesce time (CQT, TP 4129) more. One that reports none promises
     /// nothing, and hosts, Linux' among them, go on without waiting. Without keep-alive there is no bound in case 3. What a
     /// closed I/O connection had not sent is never sent (see `Sock::set_abortive`).
+    ///
+    /// The I/O queues go first: a controller that is disabled answers what other cores still send with errors of its own.
     async fn end_association(&self, why: &str) {
+        self.ctrl.close_queues(why).await;
         if let (Some(q), Some(info)) = (self.queue(), self.ctrl.info()) {
             let limit = Duration::from_millis(500) * (info.cap.to().max(2) as u32);
             let steps = async {

@@ -4,7 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,7 +37,10 @@ pub struct Link {
     stream: TcpStream,
     pub encoder: Encoder,
     pub ddgst: bool,
-    ready: bool,
+    /// CC.EN, of the controller.
+    enabled: Arc<AtomicBool>,
+    /// How often CSTS.RDY is still found set.
+    falling: u32,
     seen: Seen,
     /// Data received since the last command, in H2CData or in the capsule.
     pub data: Vec<u8>,
@@ -98,12 +101,12 @@ impl Fake {
         };
         let (script, terminated, alive): (Script, _, _) =
             (Arc::new(script), fake.terminated.clone(), fake.keep_alives.clone());
-        let seen = fake.seen.clone();
+        let (seen, enabled) = (fake.seen.clone(), Arc::new(AtomicBool::new(false)));
         std::thread::spawn(move || {
             for s in listener.incoming().flatten() {
                 let (script, terminated, alive) = (script.clone(), terminated.clone(), alive.clone());
-                let seen = seen.clone();
-                std::thread::spawn(move || serve(s, &script, &terminated, &alive, &seen));
+                let (seen, enabled) = (seen.clone(), enabled.clone());
+                std::thread::spawn(move || serve(s, &script, &terminated, &alive, &seen, &enabled));
             }
         });
         fake
@@ -121,7 +124,14 @@ fn identify() -> IdentifyController {
     id
 }
 
-fn serve(mut stream: TcpStream, script: &Script, terminated: &AtomicU32, alive: &AtomicU32, seen: &Seen) {
+fn serve(
+    mut stream: TcpStream,
+    script: &Script,
+    terminated: &AtomicU32,
+    alive: &AtomicU32,
+    seen: &Seen,
+    enabled: &Arc<AtomicBool>,
+) {
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut decoder = Decoder::new(Role::Target, 8192);
@@ -153,7 +163,8 @@ fn serve(mut stream: TcpStream, script: &Script, terminated: &AtomicU32, alive: 
                         stream,
                         encoder,
                         ddgst: params.ddgst,
-                        ready: false,
+                        enabled: enabled.clone(),
+                        falling: 0,
                         seen: seen.clone(),
                         data: Vec::new(),
                     });
@@ -198,12 +209,18 @@ fn command(l: &mut Link, sqe: &Sqe, qid: &mut u16, script: &Script, alive: &Atom
                 l.seen.lock().unwrap().push(format!("connect {qid}"));
             }
             fabrics::PROPERTY_SET if PropertySetCmd::of(sqe).ofst.get() == offset::CC => {
-                l.ready = Cc(PropertySetCmd::of(sqe).value.get() as u32).en() == 1;
-                l.seen.lock().unwrap().push(if l.ready { "enable" } else { "disable" }.to_owned());
+                let enable = Cc(PropertySetCmd::of(sqe).value.get() as u32).en() == 1;
+                l.enabled.store(enable, Ordering::SeqCst);
+                l.falling = 10;
+                l.seen.lock().unwrap().push(if enable { "enable" } else { "disable" }.to_owned());
             }
             fabrics::PROPERTY_GET => match PropertyGetCmd::of(sqe).ofst.get() {
                 offset::CAP => cqe.set_result(Cap(0).with_mqes(127).with_css(1).with_to(1).0),
-                offset::CSTS => cqe.set_result(Csts(0).with_rdy(l.ready.into()).with_shst(shst::COMPLETE).0.into()),
+                offset::CSTS => {
+                    l.falling = l.falling.saturating_sub(1);
+                    let ready = l.enabled.load(Ordering::SeqCst) || l.falling > 0;
+                    cqe.set_result(Csts(0).with_rdy(ready.into()).with_shst(shst::COMPLETE).0.into());
+                }
                 _ => {}
             },
             _ => {}
@@ -211,6 +228,10 @@ fn command(l: &mut Link, sqe: &Sqe, qid: &mut u16, script: &Script, alive: &Atom
         return l.cqe(&cqe);
     }
     if *qid != 0 {
+        // As Linux' target does.
+        if !l.enabled.load(Ordering::SeqCst) {
+            return l.respond(cid, Status::COMMAND_SEQUENCE_ERROR.with_dnr());
+        }
         return script(l, sqe);
     }
     match sqe.opcode {
