@@ -3,6 +3,8 @@
 
     scripts/bench.py [--bin DIR] [--pairs N] [--seconds S] [CASE...]     (default: all cases; --list names them)
 
+With --before DIR the pair is this build's target and that of DIR: what a change gave.
+
 Each pair runs the target with longshore-perf, and then `longshore-perf ceiling` with the same payload, connections and depth, on the
 same two CPUs. Printed is the median of the pairs' ratios, their smallest and largest, and for the median pair IOPS and CPU of
 both sides, user + kernel, in cores. A pair during which other processes used more than 5 % of a core is void and run again, up to
@@ -51,17 +53,22 @@ def strangers(mine):
     return out
 
 
+def transport_id(port):
+    return f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}"
+
+
 class Target:
     """A daemon with one namespace, or `namespaces` of them, on the first CPU."""
 
-    def __init__(self, bins, bdev, cpu, namespaces=1):
+    def __init__(self, bins, bdev, cpu, namespaces=1, port=PORT):
+        self.port = port
         self.dir = tempfile.TemporaryDirectory()
         sock = Path(self.dir.name, "rpc.sock")
         rpc = lambda subsystem, calls: {"subsystem": subsystem, "config": [{"method": m, "params": p} for m, p in calls]}
         bdevs = [("bdev_malloc_create", {"name": "Malloc0", "num_blocks": 262144, "block_size": 4096})]
         bdevs += [("bdev_null_create", {"name": f"Null{i}", "num_blocks": 262144, "block_size": 4096}) for i in range(namespaces)]
         names = [bdev] if namespaces == 1 else [f"Null{i}" for i in range(namespaces)]
-        address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(PORT)}
+        address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
         nvmf = [("nvmf_create_transport", {"trtype": "TCP", "max_queue_depth": 256}),
                 ("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True, "max_namespaces": 256})]
         nvmf += [("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": n}}) for n in names]
@@ -73,7 +80,7 @@ class Target:
         end = time.monotonic() + 10
         while time.monotonic() < end and self.p.poll() is None:
             with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", PORT)) == 0:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
                     return
             time.sleep(0.02)
         self.log.seek(0)
@@ -111,13 +118,38 @@ class Bench:
         return json.loads(out), others / (time.monotonic() - t0)
 
     def run(self, target, depth, connections, size, workload):
-        trid = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{PORT} subnqn:{NQN}"
         before = cpu_of(target.p.pid)
-        r, others = self.perf(["-r", trid, "-q", depth, "-P", connections, "-o", size, "-w", workload, "-t", self.s, "-a", 0.3,
+        r, others = self.perf(["-r", transport_id(target.port), "-q", depth, "-P", connections, "-o", size, "-w", workload, "-t", self.s, "-a", 0.3,
                                "-c", hex(1 << self.load), "--io-queue-size", max(depth // connections + 1, 16)], [target.p.pid])
         after = cpu_of(target.p.pid)
         cores = [(b - a) / (r["seconds"] + 0.3) for a, b in zip(before, after)]
         return r, cores, others
+
+    def fill(self, target, bdev):
+        """Commits the memory of a malloc device."""
+        if bdev == "Malloc0":
+            self.perf(["-r", transport_id(target.port), "-q", 8, "-o", "128K", "-w", "write", "-d", 8192, "-t", 60, "-c", hex(1 << self.load)])
+
+    def change(self, name, before):
+        """This build's target against that of another."""
+        bdev, depth, conns, size, workload, _, _ = PAIRS[name]
+        rows, void = [], 0
+        with Target(self.bins, bdev, self.serve) as new, Target(Path(before), bdev, self.serve, port=PORT + 1) as old:
+            self.fill(new, bdev)
+            self.fill(old, bdev)
+            while len(rows) < self.n:
+                a, _, o1 = self.run(new, depth, conns, size, workload)
+                b, _, o2 = self.run(old, depth, conns, size, workload)
+                # The other target is idle meanwhile, and counts as a stranger.
+                if max(o1, o2) > 0.05 and void < self.n:
+                    void += 1
+                    continue
+                rows.append((a["total"]["iops"] / b["total"]["iops"], a["total"]["iops"], b["total"]["iops"], max(o1, o2)))
+        rows.sort()
+        ratio, a, b, _ = rows[len(rows) // 2]
+        noise = max(r[3] for r in rows)
+        print(f"{name:20} {ratio:5.2f} ({rows[0][0]:.2f}-{rows[-1][0]:.2f}) of before: {a / 1e3:7.0f} k, {b / 1e3:7.0f} k"
+              f"{f'  VOID: others used {noise:.2f} cores' if noise > 0.05 else ''}", flush=True)
 
     def ceiling(self, depth, connections, size, workload, payload):
         r, others = self.perf(["ceiling", "-q", depth, "-P", connections, "-o", size, "-w", workload, "--payload", payload,
@@ -128,9 +160,7 @@ class Bench:
         bdev, depth, conns, size, workload, payload, least = PAIRS[name]
         rows, void = [], 0
         with Target(self.bins, bdev, self.serve) as t:
-            if bdev == "Malloc0":
-                trid = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{PORT} subnqn:{NQN}"
-                self.perf(["-r", trid, "-q", 8, "-o", "128K", "-w", "write", "-d", 8192, "-t", 60, "-c", hex(1 << self.load)])
+            self.fill(t, bdev)
             while len(rows) < self.n:
                 r, cores, o1 = self.run(t, depth, conns, size, workload)
                 c, o2 = self.ceiling(depth, conns, size, workload, payload)
@@ -179,6 +209,7 @@ def main():
     a.add_argument("--bin", default="target/release", help="folder of longshore and longshore-perf")
     a.add_argument("--pairs", type=int, default=7)
     a.add_argument("--seconds", type=float, default=2)
+    a.add_argument("--before", help="folder of another build, to compare with instead of the ceiling")
     a.add_argument("--list", action="store_true")
     a.add_argument("cases", nargs="*")
     a = a.parse_args()
@@ -187,7 +218,9 @@ def main():
         return print("\n".join(every))
     b = Bench(a)
     for case in a.cases or every:
-        if case in PAIRS:
+        if case in PAIRS and a.before:
+            b.change(case, a.before)
+        elif case in PAIRS:
             b.pair_case(case)
         elif case in ("connections", "namespaces"):
             b.curve(case)

@@ -32,8 +32,10 @@ const MOVED_BYTES: usize = 4 << 20;
 const LOCKED: u32 = 1 << 31;
 /// What it holds is in `moved`; what is lent is what it held before.
 const MOVED: u32 = 1 << 30;
+/// A write waits for the end of its loans: it is not lent again before.
+const WANTED: u32 = 1 << 29;
 /// Loans.
-const PINS: u32 = MOVED - 1;
+const PINS: u32 = WANTED - 1;
 
 pub(super) struct Store {
     data: Map,
@@ -223,8 +225,8 @@ impl Store {
     fn change(&self, lba: u64, f: impl FnOnce(&mut [u8], &mut [u8])) -> Result<(), Lent> {
         assert!(lba < self.num_blocks);
         let l = self.lock(self.granule_of(lba));
-        if l.was & (PINS | MOVED) != 0 {
-            return self.change_copy(&l, lba, f);
+        if l.was & (PINS | MOVED | WANTED) != 0 {
+            return self.change_rarely(&l, lba, f);
         }
         // SAFETY: in bounds; the lock keeps others out, and it is not lent.
         unsafe {
@@ -234,8 +236,19 @@ impl Store {
     }
 
     #[cold]
-    fn change_copy(&self, l: &Locked<'_>, lba: u64, f: impl FnOnce(&mut [u8], &mut [u8])) -> Result<(), Lent> {
+    fn change_rarely(&self, l: &Locked<'_>, lba: u64, f: impl FnOnce(&mut [u8], &mut [u8])) -> Result<(), Lent> {
         let g = self.granule_of(lba);
+        if l.was & (PINS | MOVED) == 0 {
+            l.word.fetch_and(!WANTED, Ordering::Relaxed);
+            // SAFETY: in bounds; the lock keeps others out, and it is not lent.
+            unsafe {
+                f(
+                    &mut *Store::piece(&self.data, lba as usize * self.block_size, self.block_size),
+                    &mut *self.md_of(lba),
+                )
+            };
+            return Ok(());
+        }
         let mut moved = self.moved();
         if !moved.at.contains_key(&g) {
             let mut copy = match moved.spare.pop() {
@@ -244,7 +257,10 @@ impl Store {
                     moved.left -= 1;
                     vec![0; self.granule].into()
                 }
-                None => return Err(Lent),
+                None => {
+                    l.word.fetch_or(WANTED, Ordering::Relaxed);
+                    return Err(Lent);
+                }
             };
             // SAFETY: in bounds; nobody writes to it, for that takes the lock.
             let now = unsafe { &*self.home(g) };
@@ -296,7 +312,7 @@ impl Store {
         let word = self.word(granule);
         loop {
             let was = word.load(Ordering::Relaxed);
-            if was & MOVED != 0 || was & PINS == PINS {
+            if was & (MOVED | WANTED) != 0 || was & PINS == PINS {
                 return false;
             }
             if was & LOCKED == 0
@@ -457,7 +473,13 @@ impl Store {
         let run = Store::piece(&self.data, start, len);
         // SAFETY: inside the mapping; all locks are held, and nothing of it is lent.
         let gone = unsafe { rustix::mm::madvise(run.cast(), len, Advice::LinuxDontNeed) };
-        if gone.is_ok() { blocks as u32 } else { 0 }
+        if gone.is_err() {
+            return 0;
+        }
+        for l in &all {
+            l.word.fetch_and(!WANTED, Ordering::Relaxed);
+        }
+        blocks as u32
     }
 
     /// As [`write`](Store::write), from other blocks.
@@ -569,11 +591,16 @@ mod tests {
         let most = s.moved().left as u32;
         let loan = s.pin(0, most + 8).unwrap();
         assert_eq!(s.zero(0, most + 8, 0), Err(most));
+        assert!(s.pin(u64::from(most), 1).is_none(), "what a write waits for is not lent again");
         assert!(put(&s, 0, 7).is_ok(), "what has a copy is written there");
         assert!(put(&s, 4000, 7).is_ok(), "what is not lent is written");
         s.unpin(&loan);
         assert_eq!(s.zero(0, most + 8, most), Ok(Status::SUCCESS));
         assert_eq!((get(&s, 0), get(&s, 1), get(&s, 4000)), (Some(7), Some(0), Some(7)));
+        assert!(s.pin(u64::from(most), 1).is_some_and(|l| {
+            s.unpin(&l);
+            true
+        }));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod table;
 mod tx;
 
 use crate::clock;
-use crate::dma::DmaBuf;
+use crate::dma::{Account, DmaBuf};
 use crate::engine::{CQE_F_SOCK_NONEMPTY, Completion, OpId, RingOp};
 use crate::reactor::Reactor;
 use crate::turn::buffer_of;
@@ -105,6 +105,10 @@ struct Inner {
     tx_op: Cell<Option<OpId>>,
     /// The send in flight was cancelled so that lent memory can be given back.
     copy_lent: Cell<bool>,
+    /// There was no memory for it.
+    uncopied: Cell<bool>,
+    /// Who pays for copies of lent memory.
+    account: RefCell<Rc<Account>>,
     low_water: Cell<usize>,
     above: Cell<bool>,
     send_timeout: Cell<u64>,
@@ -160,6 +164,8 @@ impl Sock {
             tx: RefCell::default(),
             tx_op: Cell::new(None),
             copy_lent: Cell::new(false),
+            uncopied: Cell::new(false),
+            account: RefCell::new(Rc::new(Account::new(usize::MAX))),
             low_water: Cell::new(LOW_WATER),
             above: Cell::new(false),
             send_timeout: Cell::new(clock::ticks(SEND_TIMEOUT)),
@@ -204,7 +210,8 @@ impl Sock {
 
     /// Queues `buf` by reference; it is released when its last byte was taken by the kernel, or at close.
     pub fn send_buf(&self, buf: DmaBuf) {
-        self.queue(|tx, _| tx.push_buf(buf));
+        let now = self.0.reactor.now();
+        self.queue(|tx, _| tx.push_buf(buf, now));
     }
 
     #[inline]
@@ -238,6 +245,12 @@ impl Sock {
     /// Sets the low-water mark of [`SockHandler::on_sent`]; 256 KiB unless set.
     pub fn set_low_water(&self, bytes: usize) {
         self.0.low_water.set(bytes);
+    }
+
+    /// Sets who pays when lent memory ([`DmaPool::adopt`](crate::DmaPool::adopt)) that the peer does not take is copied, so that it can
+    /// go back to its owner. If the account may not hold so much for two seconds, the connection ends.
+    pub fn set_account(&self, account: Rc<Account>) {
+        *self.0.account.borrow_mut() = account;
     }
 
     /// Sets for how long sending may make no progress; [`SEND_TIMEOUT`] unless set.
@@ -581,8 +594,9 @@ unsafe fn on_sent(ctx: *mut (), res: i32, _flags: u32) {
         s.progress.set(s.reactor.now());
     }
     let cancelled = s.copy_lent.take();
-    if cancelled {
-        s.tx.borrow_mut().copy_lent(s.reactor.dma());
+    if cancelled && s.phase.get() != Phase::Closing {
+        let copied = s.tx.borrow_mut().copy_lent(s.reactor.dma(), &s.account.borrow());
+        s.uncopied.set(!copied);
     }
     let queued = s.tx.borrow().queued();
     if queued > 0 || s.phase.get() != Phase::Open {

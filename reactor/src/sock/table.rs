@@ -13,8 +13,12 @@ use std::time::Duration;
 const LINGER: Duration = Duration::from_secs(1);
 /// How often stuck connections are looked for.
 const SWEEP: Duration = Duration::from_millis(100);
-/// Without progress for so long, what is to be sent from lent memory is copied.
+/// What waits for so long to be sent from lent memory is copied...
 const LENT: Duration = Duration::from_millis(100);
+/// ...about so many bytes at a time...
+const LENT_BYTES: usize = 16 << 20;
+/// ...or, where there is no memory for that, the connection ends after so long.
+const LENT_MOST: Duration = Duration::from_secs(2);
 
 /// Counters of a reactor's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,12 +135,14 @@ impl SockTable {
     /// Closes connections whose peer does not take what is sent to it; before that, gives back what they send from lent memory.
     fn sweep(&self) {
         let now = clock::rdtsc();
+        let mut bytes = 0;
         for s in self.all.borrow().iter().flatten() {
             if let Some(op) = s.tx_op.get()
-                && now.saturating_sub(s.progress.get()) > clock::ticks(LENT)
                 && !s.copy_lent.get()
-                && s.tx.borrow().has_lent()
+                && bytes < LENT_BYTES
+                && s.tx.borrow().lent_since().is_some_and(|t| now.saturating_sub(t) > clock::ticks(LENT))
             {
+                bytes += s.tx.borrow().queued();
                 s.copy_lent.set(true);
                 s.reactor.cancel(op);
             }
@@ -144,7 +150,12 @@ impl SockTable {
         let late = |s: &&Rc<Inner>| {
             let age = now.saturating_sub(s.progress.get());
             match s.phase.get() {
-                Phase::Open | Phase::Leaving => s.tx_op.get().is_some() && age > s.send_timeout.get(),
+                Phase::Open | Phase::Leaving if s.tx_op.get().is_none() => false,
+                Phase::Open | Phase::Leaving => {
+                    let lent = s.tx.borrow().lent_since();
+                    let lent = lent.is_some_and(|t| now.saturating_sub(t) > clock::ticks(LENT_MOST));
+                    age > s.send_timeout.get() || lent && s.uncopied.get()
+                }
                 Phase::Finishing if s.lingering.get() => age > clock::ticks(LINGER),
                 Phase::Finishing => age > s.send_timeout.get(),
                 Phase::Closing | Phase::Closed => false,

@@ -3,8 +3,9 @@
 #![allow(unsafe_code)]
 
 use super::stable::{Stable, Zeroed};
-use crate::dma::{DmaBuf, DmaPool};
+use crate::dma::{Account, DmaBuf, DmaPool};
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// Bytes of one segment of copied bytes.
 pub(crate) const SEGMENT: usize = 8 << 10;
@@ -107,6 +108,8 @@ struct Item {
     len: usize,
     /// `None`: copied bytes, in a segment.
     owner: Option<DmaBuf>,
+    /// When it was queued; only for buffers.
+    at: u64,
 }
 
 /// The queue.
@@ -148,7 +151,7 @@ impl Tx {
             Some(last) if last.owner.is_none() && seg.items > 0 && at > 0 => last.len += n,
             _ => {
                 seg.items += 1;
-                self.items.push_back(Item { ptr, len: n, owner: None });
+                self.items.push_back(Item { ptr, len: n, owner: None, at: 0 });
             }
         }
     }
@@ -162,10 +165,10 @@ impl Tx {
         }
     }
 
-    pub(crate) fn push_buf(&mut self, buf: DmaBuf) {
+    pub(crate) fn push_buf(&mut self, buf: DmaBuf, now: u64) {
         if !buf.is_empty() {
             self.queued += buf.len();
-            self.items.push_back(Item { ptr: buf.as_ptr(), len: buf.len(), owner: Some(buf) });
+            self.items.push_back(Item { ptr: buf.as_ptr(), len: buf.len(), owner: Some(buf), at: now });
         }
     }
 
@@ -197,13 +200,13 @@ impl Tx {
         }
     }
 
-    /// Replaces lent memory by copies of it, as far as the pool has room, so that it goes back to its owner. Only when nothing
-    /// is in flight.
-    pub(crate) fn copy_lent(&mut self, pool: &DmaPool) {
+    /// Replaces lent memory by copies of it, so that it goes back to its owner. Only when nothing is in flight. False: `account`
+    /// may not hold so much, or the pool is dry.
+    pub(crate) fn copy_lent(&mut self, pool: &DmaPool, account: &Rc<Account>) -> bool {
         debug_assert!(self.arena.is_none());
         for item in &mut self.items {
             let Some(lent) = item.owner.as_ref().filter(|o| o.is_lent()) else { continue };
-            let Some(mut copy) = pool.alloc(item.len) else { return };
+            let Ok(mut copy) = pool.alloc_for(item.len, account) else { return false };
             let from = item.ptr as usize - lent.as_ptr() as usize;
             if let Some(to) = copy.get_mut() {
                 to.copy_from_slice(&lent.as_slice()[from..from + item.len]);
@@ -211,11 +214,12 @@ impl Tx {
                 item.owner = Some(copy);
             }
         }
+        true
     }
 
-    /// Whether lent memory is in the queue.
-    pub(crate) fn has_lent(&self) -> bool {
-        self.items.iter().any(|i| i.owner.as_ref().is_some_and(DmaBuf::is_lent))
+    /// Since when lent memory is in the queue.
+    pub(crate) fn lent_since(&self) -> Option<u64> {
+        self.items.iter().find(|i| i.owner.as_ref().is_some_and(DmaBuf::is_lent)).map(|i| i.at)
     }
 
     /// The send in flight ended after `n` bytes.
@@ -296,7 +300,7 @@ mod tests {
         tx.push_bytes(&mut sp, b"cd");
         let mut b = pool.alloc(2).unwrap();
         b.get_mut().unwrap().copy_from_slice(b"XY");
-        tx.push_buf(b);
+        tx.push_buf(b, 0);
         tx.push_bytes(&mut sp, b"ef");
         assert_eq!(tx.queued(), 8);
         assert_eq!(gather(tx.begin(&mut sp).unwrap()), (3, b"abcdXYef".to_vec()));
@@ -322,17 +326,21 @@ mod tests {
         for part in lent.iter_mut() {
             let ctx = std::ptr::from_ref(returned).cast_mut().cast();
             // SAFETY: the memory lives for ever, and so does the counter.
-            tx.push_buf(unsafe { pool.adopt(std::ptr::NonNull::from(&mut *part).cast(), 10, release, ctx) });
+            tx.push_buf(unsafe { pool.adopt(std::ptr::NonNull::from(&mut *part).cast(), 10, release, ctx) }, 5);
         }
         tx.push_bytes(&mut sp, b"-");
         tx.begin(&mut sp).unwrap();
         tx.sent(&mut sp, 3);
-        assert!(tx.has_lent());
-        tx.copy_lent(&pool);
-        assert_eq!((tx.has_lent(), returned.load(std::sync::atomic::Ordering::Relaxed)), (false, 2));
+        assert_eq!(tx.lent_since(), Some(5));
+        let account = Rc::new(Account::new(0));
+        assert!(!tx.copy_lent(&pool, &account), "the account is empty");
+        account.set_limit(1 << 20);
+        assert!(tx.copy_lent(&pool, &account));
+        assert_eq!((tx.lent_since(), returned.load(std::sync::atomic::Ordering::Relaxed)), (None, 2));
+        assert!(account.held() > 0);
         assert_eq!(gather(tx.begin(&mut sp).unwrap()).1, b"3456789abcdefghij-");
         tx.sent(&mut sp, 18);
-        assert_eq!(pool.stats().classes[0].in_use, 0);
+        assert_eq!((pool.stats().classes[0].in_use, account.held()), (0, 0));
     }
 
     #[test]
@@ -353,7 +361,7 @@ mod tests {
                 if random(3) == 0 {
                     let mut b = pool.alloc(n.max(1)).unwrap().slice(0, n);
                     b.get_mut().unwrap().copy_from_slice(&bytes);
-                    tx.push_buf(b);
+                    tx.push_buf(b, 0);
                 } else {
                     tx.push_bytes(&mut sp, &bytes);
                 }

@@ -59,17 +59,20 @@ impl Qpair {
     }
 
     /// The queue pair's own buffer, if it is free.
-    fn own_buffer(&self, len: usize) -> Option<DmaBuf> {
+    fn own_buffer(&self, slot: u16, len: usize) -> Option<DmaBuf> {
         match &*self.reserve.borrow() {
             Some(own) => own.take(len),
-            // Not connected yet.
-            None => self.group.shares.connect.borrow().as_ref()?.take(len),
+            // Not connected yet. What all share must come back at once: not for data that the host has yet to send.
+            None if self.slots[usize::from(slot)].borrow().data_inside => {
+                self.group.shares.connect.borrow().as_ref()?.take(len)
+            }
+            None => None,
         }
     }
 
     #[cold]
     fn own_or_wait(self: &Rc<Self>, slot: u16, len: usize, dry: bool) -> bool {
-        let own = if self.lines[Want::Buffer as usize].is_empty() { self.own_buffer(len) } else { None };
+        let own = if self.lines[Want::Buffer as usize].is_empty() { self.own_buffer(slot, len) } else { None };
         let mut r = self.slots[usize::from(slot)].borrow_mut();
         if own.is_some() {
             r.buf = own;
@@ -87,7 +90,7 @@ impl Qpair {
     }
 
     /// Gives the first command of the line its buffer, if `take` finds one.
-    fn serve_buffer(self: &Rc<Self>, take: impl FnOnce(&Qpair, usize) -> Option<DmaBuf>) -> bool {
+    fn serve_buffer(self: &Rc<Self>, take: impl FnOnce(&Qpair, u16, usize) -> Option<DmaBuf>) -> bool {
         let line = &self.lines[Want::Buffer as usize];
         let Some(slot) = line.slots.borrow().front().copied() else { return false };
         let len = {
@@ -95,7 +98,7 @@ impl Qpair {
             debug_assert!(r.waits_buffer && r.phase == Phase::Begun, "slot {slot} left the line unseen");
             r.len as usize
         };
-        let Some(buf) = take(self, len) else { return false };
+        let Some(buf) = take(self, slot, len) else { return false };
         line.slots.borrow_mut().pop_front();
         {
             let mut r = self.slots[usize::from(slot)].borrow_mut();
@@ -136,16 +139,12 @@ impl PollGroup {
         let (_, own_seen) = s.seen.replace(now);
         let mut served = 0;
         if now.1 != own_seen {
-            for host in s.waiting(Want::Buffer) {
-                for qp in host.waiting(Want::Buffer) {
-                    served += usize::from(qp.serve_buffer(|q, len| q.own_buffer(len)));
-                }
-            }
+            s.each_waiting(Want::Buffer, |qp| served += usize::from(qp.serve_buffer(Qpair::own_buffer)));
         }
         // Where the pool has nothing for a length, it has nothing for longer ones.
         let mut dry = usize::MAX;
         let shared = s.serve(Want::Buffer, BUDGET, |qp| {
-            qp.serve_buffer(|q, len| {
+            qp.serve_buffer(|q, _, len| {
                 if len >= dry {
                     return None;
                 }

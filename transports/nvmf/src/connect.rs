@@ -20,16 +20,27 @@ use crate::request::Begin;
 use crate::transport::{Disconnect, QpairTransport};
 use crate::{io, property};
 
+/// Bytes of data that a Connect may bring: what it needs is 1024.
+const MOST_DATA: u32 = 4096;
+
 /// Checks a fabrics command by its type and length.
 pub(crate) fn begin(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, in_capsule: u32) -> Result<Begin, Status> {
     let life = qp.life.get();
     match sqe.fctype() {
         fabrics::CONNECT => {
-            if life != Life::New {
+            // One at a time: nobody has vouched for this host yet, and each may hold a buffer until its data has come.
+            if life != Life::New || qp.connect.replace(true) {
                 return Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr());
             }
             let len = size_of::<ConnectData>() as u32;
-            io::sgl::from_host(qp, slot, sqe, in_capsule, io::sgl::Length::AtLeast(len))
+            let plan = match sqe.dptr.length.get() {
+                0..=MOST_DATA => io::sgl::from_host(qp, slot, sqe, in_capsule, io::sgl::Length::AtLeast(len)),
+                _ => Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr()),
+            };
+            if plan.is_err() {
+                qp.connect.set(false);
+            }
+            plan
         }
         _ if life != Life::Live => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
         fabrics::PROPERTY_GET | fabrics::PROPERTY_SET if qp.qid.get() == 0 => Ok(Begin::Execute),
@@ -86,6 +97,7 @@ fn bad_data(offset: u16) -> Refusal {
 }
 
 fn answer(qp: &Qpair, slot: u16, r: Result<u16, Refusal>) {
+    qp.connect.set(false);
     let (status, dw0) = match r {
         Ok(cntlid) => {
             if qp.life.get() == Life::Connecting {
@@ -104,23 +116,21 @@ fn answer(qp: &Qpair, slot: u16, r: Result<u16, Refusal>) {
     {
         let mut r = qp.slots[usize::from(slot)].borrow_mut();
         r.dw0 = dw0;
-        r.buf = None;
     }
     qp.complete(slot, status);
 }
 
 fn connect(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe) {
     let data = {
-        let r = qp.slots[usize::from(slot)].borrow();
-        r.buf.as_ref().and_then(|b| ConnectData::read_from_prefix(b.as_slice()).ok()).map(|(d, _)| d)
+        // Others may be waiting for the buffer, and this may wait for its predecessor.
+        let buf = qp.slots[usize::from(slot)].borrow_mut().buf.take();
+        buf.and_then(|b| Some(ConnectData::read_from_prefix(b.as_slice()).ok()?.0))
     };
     let Some(data) = data else {
+        qp.connect.set(false);
         return qp.complete(slot, Status::DATA_SGL_LENGTH_INVALID.with_dnr());
     };
-    // `begin` let several in while the data of the first was on its way: one connects, and only once.
-    if qp.life.get() != Life::New {
-        return qp.complete(slot, Status::COMMAND_SEQUENCE_ERROR.with_dnr());
-    }
+    debug_assert_eq!(qp.life.get(), Life::New, "one Connect at a time");
     qp.life.set(Life::Connecting);
     decide(qp, slot, sqe, data, 0);
 }

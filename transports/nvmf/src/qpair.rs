@@ -20,7 +20,7 @@ use longshore_bdev::{IoRef, Submitter};
 use longshore_nvme::wire::fabrics::ConnectCmd;
 use longshore_nvme::wire::opcode::io::{DATASET_MANAGEMENT, READ, WRITE};
 use longshore_nvme::wire::{Cqe, Sqe, Status};
-use longshore_reactor::{DmaBuf, Reserve, Timer};
+use longshore_reactor::{Account, DmaBuf, Reserve, Timer};
 
 use crate::access::Access;
 use crate::controller::Controller;
@@ -62,6 +62,8 @@ pub struct Qpair {
     pub(crate) slots: Box<[RefCell<Request>]>,
     free: RefCell<Vec<u16>>,
     pub(crate) life: Cell<Life>,
+    /// A Connect came and has not ended.
+    pub(crate) connect: Cell<bool>,
     pub(crate) qid: Cell<u16>,
     /// Entries of the submission queue.
     pub(crate) depth: Cell<u16>,
@@ -113,6 +115,7 @@ impl Qpair {
             slots: (0..n).map(|_| RefCell::new(Request::new())).collect(),
             free: RefCell::new((0..n).rev().collect()),
             life: Cell::new(Life::New),
+            connect: Cell::new(false),
             qid: Cell::new(cmd.qid.get()),
             depth: Cell::new(depth),
             sqhd: Cell::new(0),
@@ -242,10 +245,22 @@ impl Qpair {
     /// Ends a command that the transport has, as if it had been executed.
     pub(crate) fn end_begun(self: &Rc<Self>, slot: u16, status: Status) {
         self.stop_waiting_for_buffer(slot);
-        self.slots[usize::from(slot)].borrow_mut().phase = Phase::Executing;
+        let kind = {
+            let mut r = self.slots[usize::from(slot)].borrow_mut();
+            r.phase = Phase::Executing;
+            r.kind
+        };
+        if kind == Kind::Fabrics {
+            self.connect.set(false);
+        }
         self.busy.set(self.busy.get() + 1);
         io::fused::half_failed(self, slot);
         self.complete(slot, status);
+    }
+
+    /// What its host holds of the core's memory.
+    pub fn account(&self) -> Rc<Account> {
+        self.host().memory.clone()
     }
 
     /// Ends a command that the core has: its response goes out.

@@ -76,6 +76,8 @@ pub(crate) struct Request {
     pub(crate) ready: bool,
     /// The buffer is on its way: the queue pair waits for one.
     pub(crate) waits_buffer: bool,
+    /// The host's data is in the capsule.
+    pub(crate) data_inside: bool,
     /// Whether data goes to the host.
     pub(crate) to_host: bool,
     pub(crate) status: Status,
@@ -107,6 +109,7 @@ impl Request {
             half: Half::Whole,
             ready: false,
             waits_buffer: false,
+            data_inside: false,
             to_host: false,
             status: Status::SUCCESS,
             dw0: 0,
@@ -132,6 +135,7 @@ impl Request {
         self.half = Half::Whole;
         self.ready = false;
         self.waits_buffer = false;
+        self.data_inside = false;
         self.to_host = false;
         self.status = Status::SUCCESS;
         self.dw0 = 0;

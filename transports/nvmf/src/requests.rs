@@ -91,7 +91,7 @@ impl PollGroup {
     fn look_for_requests(self: &Rc<Self>) -> usize {
         let s = &self.shares;
         let mut below_dry = false;
-        let served = s.serve(Want::Request, BUDGET, |qp| {
+        let mut one = |qp: &Rc<Qpair>| {
             if below_dry || !(qp.requests.get() < OWN_REQUESTS || qp.may_share()) {
                 return false;
             }
@@ -114,7 +114,14 @@ impl PollGroup {
                 qp.put_request(io);
             }
             true
+        };
+        // What is a queue pair's own does not wait behind others of its host, who may wait for ever.
+        s.each_waiting(Want::Request, |qp| {
+            if qp.requests.get() < OWN_REQUESTS && !qp.lines[Want::Request as usize].slots.borrow().is_empty() {
+                one(qp);
+            }
         });
+        let served = s.serve(Want::Request, BUDGET, one);
         if below_dry && !s.waits_below.replace(true) {
             self.bdev.wait(self.clone());
         }

@@ -87,10 +87,6 @@ impl Host {
     pub(crate) fn waits(&self, want: Want) -> bool {
         self.lines[want as usize].queued.get()
     }
-
-    pub(crate) fn waiting(&self, want: Want) -> Vec<Rc<Qpair>> {
-        self.lines[want as usize].qpairs.borrow().iter().cloned().collect()
-    }
 }
 
 /// What one core shares out.
@@ -124,6 +120,9 @@ pub(crate) struct Shares {
     /// The core waits for the block layer's own line.
     pub(crate) waits_below: Cell<bool>,
 }
+
+/// Bytes that connections may hold, all together, before anything is known of them.
+const STRANGERS: usize = 1 << 20;
 
 /// Bytes of the data of a Connect command.
 const CONNECT_DATA: usize = 1024;
@@ -221,9 +220,10 @@ impl Shares {
     fn divide(&self, reactor: &Reactor) {
         let part = |whole: usize| (whole as u64 * u64::from(self.percent.get()) / 100) as usize;
         let bytes = part(reactor.dma().limit().saturating_sub(self.promised_bytes.get()));
-        for h in self.hosts().iter().chain([&self.strangers]) {
+        for h in self.hosts() {
             h.memory.set_limit(bytes);
         }
+        self.strangers.memory.set_limit(bytes.min(STRANGERS));
         let pool = CoreState::current().pool_stats();
         let shared = (pool.capacity - pool.child_reserve).saturating_sub(self.promised.get());
         self.requests.set(shared);
@@ -308,8 +308,15 @@ impl Shares {
         served
     }
 
-    /// The hosts of which commands wait.
-    pub(crate) fn waiting(&self, want: Want) -> Vec<Rc<Host>> {
-        self.lines[want as usize].borrow().iter().cloned().collect()
+    /// Calls `f` for every queue pair that waits. It may change the lines: who is passed over then is called the next time.
+    pub(crate) fn each_waiting(&self, want: Want, mut f: impl FnMut(&Rc<Qpair>)) {
+        let i = want as usize;
+        for h in 0.. {
+            let Some(host) = self.lines[i].borrow().get(h).cloned() else { break };
+            for q in 0.. {
+                let Some(qp) = host.lines[i].qpairs.borrow().get(q).cloned() else { break };
+                f(&qp);
+            }
+        }
     }
 }

@@ -198,6 +198,7 @@ impl Conn {
     fn went_live(&self) {
         if self.qp().is_live() {
             self.live.set(true);
+            self.sock().set_account(self.qp().account());
             self.in_capsule.set(match self.qp().qid() {
                 0 => ADMIN_IN_CAPSULE,
                 _ => self.transport.in_capsule_data_size,
@@ -271,12 +272,13 @@ impl QpairTransport for Conn {
                     }
                 }
             }
-            Phase::Idle | Phase::Data => {}
+            Phase::Idle | Phase::Data | Phase::Lent => {}
         }
     }
 
     fn buffer_needed(&self, slot: u16) {
-        self.proceed(slot, Then::Read { lent: false });
+        self.slots.borrow_mut().unlend(slot);
+        self.proceed(slot, Then::Read { len: 0, lent: false });
     }
 
     fn disconnect(&self, why: Disconnect) {

@@ -14,6 +14,9 @@ use longshore_reactor::sock::{Next, Sock, SockHandler};
 use crate::conn::{Conn, SEND_HIGH, halt};
 use crate::slot::Phase;
 
+/// A device lends no more to a connection that has so many bytes to send, or to read of what is lent.
+const LENT_HIGH: usize = 4 << 20;
+
 /// With at least this much of a PDU's data to come, it is received directly into the request's buffer.
 const DIRECT_MIN: u32 = 8 << 10;
 
@@ -26,8 +29,9 @@ pub(crate) enum Then {
         len: u32,
         cid: u16,
     },
-    /// Get a buffer to read into, unless the device would lend its own; then execute.
+    /// Get a buffer to read `len` bytes into, unless the device would lend its own; then execute.
     Read {
+        len: u32,
         lent: bool,
     },
     /// It failed already.
@@ -125,7 +129,7 @@ impl Conn {
                 Then::Execute
             }
             Begin::NeedData { len, .. } => Then::Request { len, cid: c.sqe.cid.get() },
-            Begin::NeedBuffer { lent, .. } => Then::Read { lent },
+            Begin::NeedBuffer { len, lent } => Then::Read { len, lent },
             Begin::Respond => Then::Respond,
         };
         if c.data_len == 0 {
@@ -136,12 +140,21 @@ impl Conn {
     }
 
     /// The capsule is complete.
+    /// Whether little enough is lent to this connection: until it is sent, writers have to do without that memory, and if the
+    /// host does not take it, it is copied at the host's expense.
+    #[inline]
+    fn may_borrow(&self) -> bool {
+        self.sock().queued() + self.slots.borrow().lent() <= LENT_HIGH
+    }
+
     #[inline]
     pub(crate) fn proceed(&self, slot: u16, then: Then) {
         match then {
             Then::Execute => self.qp().execute(slot),
-            // Not behind a long queue: writers would have to do without that memory for so long.
-            Then::Read { lent: true } if self.sock().queued() <= SEND_HIGH => self.qp().execute(slot),
+            Then::Read { len, lent: true } if self.may_borrow() => {
+                self.slots.borrow_mut().lend(slot, len);
+                self.qp().execute(slot);
+            }
             Then::Read { .. } => {
                 if self.qp().get_buffer(slot) {
                     self.qp().execute(slot);

@@ -13,6 +13,8 @@ pub(crate) enum Phase {
     BufferForCapsule,
     /// An R2T is out, data is arriving.
     Data,
+    /// It reads what its device lends.
+    Lent,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +50,13 @@ pub(crate) struct Slots {
     kept: Vec<Kept>,
     /// Those in [`Phase::Data`].
     awaiting: u32,
+    /// Bytes of those in [`Phase::Lent`].
+    lent: usize,
 }
 
 impl Slots {
     pub(crate) fn new(n: u16) -> Slots {
-        Slots { all: vec![IDLE; n.into()].into(), kept: Vec::new(), awaiting: 0 }
+        Slots { all: vec![IDLE; n.into()].into(), kept: Vec::new(), awaiting: 0, lent: 0 }
     }
 
     #[inline]
@@ -120,11 +124,39 @@ impl Slots {
         if !self.kept.is_empty() {
             self.take_kept(slot);
         }
+        if self.lent != 0 {
+            self.unlend(slot);
+        }
         if self.awaiting == 0 || self.phase(slot) != Phase::Data {
             return true;
         }
         self.set_phase(slot, Phase::Idle);
         false
+    }
+
+    /// The command in `slot` will be lent `len` bytes.
+    #[inline]
+    pub(crate) fn lend(&mut self, slot: u16, len: u32) {
+        if let Some(s) = self.all.get_mut(usize::from(slot)) {
+            (s.phase, s.len) = (Phase::Lent, len);
+            self.lent += len as usize;
+        }
+    }
+
+    /// Bytes that commands are lent which have not been answered.
+    pub(crate) fn lent(&self) -> usize {
+        self.lent
+    }
+
+    /// The command in `slot` was answered, or is not lent anything after all.
+    #[inline]
+    pub(crate) fn unlend(&mut self, slot: u16) {
+        if let Some(s) = self.all.get_mut(usize::from(slot))
+            && s.phase == Phase::Lent
+        {
+            s.phase = Phase::Idle;
+            self.lent -= s.len as usize;
+        }
     }
 
     /// The command in `slot` needs `len` bytes from the host.

@@ -228,6 +228,90 @@ fn requests_are_shared_like_buffers_and_waits_are_counted_by_queue() {
 }
 
 #[test]
+fn a_queue_goes_on_with_requests_of_its_own_whatever_other_queues_of_its_host_wait_for() {
+    let mut setup = one_core(64);
+    setup.delay = Some(Duration::from_secs(5));
+    setup.requests = CoreOptions { requests: 64, child_reserve: 16 };
+    let w = setup.start();
+    block_on(w.target.set_config(|c| c.host_share = 100)).unwrap();
+    w.add_namespace("Null0");
+    let (_a, mut a) = host(&w, A, 2);
+    let reads = |h: &mut Host, nsid: u32, n: u64| {
+        let mut all = Vec::new();
+        for i in 0..n {
+            let mut sqe = h.rw_sqe(2, i * 8, 8, 4096);
+            sqe.nsid = nsid.into();
+            all.extend_from_slice(&h.capsule(&sqe, &[]));
+        }
+        h.send(&all);
+    };
+    let start = Instant::now();
+    reads(&mut a[0], 1, 100);
+    until("the first queue has all requests", || stats(&w).traffic.request_waits > 40);
+    for _ in 0..5 {
+        reads(&mut a[1], 2, 20);
+        let mut ended = 0;
+        while ended < 20 {
+            let p = a[1].pdu();
+            ended += u64::from(p.kind == RESP || p.flags & host::F_SUCCESS != 0);
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(4), "it waited for the other queue's device");
+}
+
+/// Reads of memory that the device lends are not counted while they move; what has to be copied for a host that takes nothing is.
+#[test]
+fn what_is_copied_for_a_host_that_takes_nothing_is_at_its_expense() {
+    let w = one_core(16).start();
+    let (_a, mut a) = host(&w, A, 6);
+    let (_b, mut b) = host(&w, B, 1);
+    for q in &mut a {
+        let mut all = Vec::new();
+        for i in 0..100 {
+            let sqe = q.rw_sqe(2, i * 256, 256, LARGEST as u32);
+            all.extend_from_slice(&q.capsule(&sqe, &[]));
+        }
+        q.send(&all);
+    }
+    until("copies are made", || share(&w, A).buffer_bytes > 0);
+    for _ in 0..30 {
+        let s = share(&w, A);
+        assert!(s.buffer_bytes <= s.max_buffer_bytes, "{s:?}");
+        assert!(b[0].write(100_000, &pattern(3, LARGEST)).status.is_ok());
+        assert!(b[0].read(100_000, LARGEST).data == pattern(3, LARGEST));
+    }
+}
+
+/// Connections that nobody has vouched for, with as many Connects as they like and no data for them.
+#[test]
+fn strangers_keep_nobody_from_connecting() {
+    let w = one_core(16).start();
+    let mut strangers: Vec<_> = (0..300).map(|_| Host::initialised(w.addr, Ic::default())).collect();
+    for h in &mut strangers {
+        let all: Vec<u8> = (0..3)
+            .flat_map(|_| {
+                let mut sqe = h.connect_sqe(1, 127, 0);
+                sqe.dptr = longshore_nvme::wire::SglDescriptor::transport(4096);
+                h.capsule(&sqe, &[])
+            })
+            .collect();
+        h.send(&all);
+    }
+    // The first of each asks for its data or waits, the others are refused.
+    for h in strangers.iter_mut().take(100) {
+        let kinds = [h.pdu().kind, h.pdu().kind];
+        assert!(kinds.contains(&RESP), "{kinds:?}");
+    }
+    let (_a, mut a) = host(&w, A, 2);
+    assert!(a[0].write(0, &pattern(1, LARGEST)).status.is_ok());
+    let mut long = Host::initialised(w.addr, Ic::default());
+    let mut sqe = long.connect_sqe(1, 127, 0);
+    sqe.dptr = longshore_nvme::wire::SglDescriptor::transport(8192);
+    long.send_cmd(&sqe, &[]);
+    assert!(long.finish(sqe.cid.get(), &[]).status.is(Status::DATA_SGL_LENGTH_INVALID));
+}
+
+#[test]
 fn a_share_that_is_no_percentage_is_refused() {
     let w = World::new();
     for bad in [0, 101] {

@@ -43,7 +43,7 @@ pub(crate) fn from_host(qp: &Qpair, slot: u16, sqe: &Sqe, in_capsule: u32, want:
         SglKind::InCapsule => true,
         _ => return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr()),
     };
-    r.len = len;
+    (r.len, r.data_inside) = (len, inside);
     Ok(Begin::NeedData { len, in_capsule: inside })
 }
 

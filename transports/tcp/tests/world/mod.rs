@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use longshore_bdev::{CoreOptions, CoreState, Geometry, PoolStats, Registry, delay, malloc::Malloc};
+use longshore_bdev::{CoreOptions, CoreState, Geometry, PoolStats, Registry, delay, malloc::Malloc, null::Null};
 use longshore_nvme::wire::AnaState;
 use longshore_nvmf::{Address, NamespaceOptions, SubsystemOptions, Target, TargetError, TrType, TransportOptions};
 use longshore_reactor::{CoreHandle, Options, Runtime};
@@ -83,6 +83,7 @@ impl Setup {
         let bdevs = Registry::new();
         let malloc = Malloc::new(Geometry::plain(512, BLOCKS)).unwrap();
         bdevs.register("Malloc0", None, malloc).unwrap();
+        bdevs.register("Null0", None, Null::new(Geometry::plain(512, BLOCKS))).unwrap();
         let mut name = "Malloc0";
         if let Some(d) = self.delay {
             name = "Slow";
@@ -129,6 +130,12 @@ impl World {
 
     pub fn unlisten(&self, addr: SocketAddr) -> Result<(), TargetError> {
         block_on(self.target.remove_listener(NQN, &Address::tcp(addr)))
+    }
+
+    /// Adds a device as the next namespace.
+    pub fn add_namespace(&self, bdev: &str) {
+        let ns = NamespaceOptions { bdev_name: bdev.into(), ..NamespaceOptions::default() };
+        block_on(self.target.add_namespace(NQN, ns)).unwrap();
     }
 
     pub fn cores(&self) -> &[CoreHandle] {
