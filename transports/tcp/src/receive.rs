@@ -20,6 +20,9 @@ const LENT_HIGH: usize = 4 << 20;
 /// With at least this much of a PDU's data to come, it is received directly into the request's buffer.
 const DIRECT_MIN: u32 = 8 << 10;
 
+/// So much is received at a time, for the other connections' sake.
+const DIRECT_MAX: u32 = 256 << 10;
+
 /// What happens to a command once its capsule is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
@@ -301,7 +304,7 @@ impl Conn {
         match self.qp().buffer(slot) {
             Some(buf) if (at + pending) as usize <= buf.len() => {
                 rx.direct_at = at as usize;
-                Next::Direct { buf, off: at as usize, len: pending as usize }
+                Next::Direct { buf, off: at as usize, len: pending.min(DIRECT_MAX) as usize }
             }
             _ => Next::Ring,
         }

@@ -98,7 +98,14 @@ impl TransportKind for TcpTransport {
             socket,
         };
         lock(&self.open).insert(address.clone(), core.clone());
-        core.call(move |r| acceptor::open(r, opening))
+        let (tx, rx) = oneshot::channel();
+        core.send(move |r| {
+            let reactor = r.clone();
+            r.spawn(async move {
+                let _ = tx.send(acceptor::open(&reactor, opening).await);
+            });
+        });
+        rx
     }
 
     fn unlisten(&self, address: &Address) -> oneshot::Receiver<()> {
