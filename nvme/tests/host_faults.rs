@@ -328,24 +328,29 @@ fn a_queue_lost_with_commands_unanswered_is_replaced_only_after_a_controller_lev
 #[test]
 fn a_controller_that_may_not_know_of_its_loss_is_left_alone_for_its_keep_alive_timeout() {
     const KATO: Duration = Duration::from_millis(400);
-    let fake = Fake::new(|_, _| {});
-    fake.keep_alives.store(1, Ordering::SeqCst); // never answered
-    let lost = Arc::new(OnceLock::new());
-    let told = lost.clone();
-    let events = move |e| {
-        if matches!(e, ControllerEvent::Lost { .. }) {
-            let _ = told.set(Instant::now());
-        }
-    };
-    let o = HostOptions { keep_alive: KATO, events: Some(Arc::new(events)), ..plain() };
-    with_queue(&fake, o, move |_, q| async move {
-        q.qpair().gone().await;
-        let ctrl = q.controller().clone();
-        assert_eq!(ctrl.state(), ControllerState::Lost);
-        ctrl.reset().await.unwrap();
-        let after = lost.get().expect("it was reported").elapsed();
-        assert!(after > KATO * 9 / 10, "connected again after {after:?}");
-    });
+    // One that says nothing of it, and one that granted more.
+    for granted in [0, 1200] {
+        let fake = Fake::new(|_, _| {});
+        fake.keep_alives.store(1, Ordering::SeqCst); // never answered
+        fake.granted.store(granted, Ordering::SeqCst);
+        let lost = Arc::new(OnceLock::new());
+        let told = lost.clone();
+        let events = move |e| {
+            if matches!(e, ControllerEvent::Lost { .. }) {
+                let _ = told.set(Instant::now());
+            }
+        };
+        let o = HostOptions { keep_alive: KATO, events: Some(Arc::new(events)), ..plain() };
+        with_queue(&fake, o, move |_, q| async move {
+            q.qpair().gone().await;
+            let ctrl = q.controller().clone();
+            assert_eq!(ctrl.state(), ControllerState::Lost);
+            ctrl.reset().await.unwrap();
+            let after = lost.get().expect("it was reported").elapsed();
+            let kato = KATO.max(Duration::from_millis(granted.into()));
+            assert!(after > kato * 9 / 10, "{granted} ms granted: connected again after {after:?}");
+        });
+    }
 }
 
 /// Sends a flush for each that ended, while there is a queue.

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use longshore_reactor::{CoreHandle, Reactor};
 
@@ -60,6 +61,8 @@ pub struct Info {
     pub io_queues: u16,
     /// Commands outstanding on each of them.
     pub io_depth: u16,
+    /// Keep-alive timeout: the longer one of what was asked for and what the controller says.
+    pub keep_alive: Duration,
 }
 
 impl Info {
@@ -90,6 +93,7 @@ impl Info {
             flow_control,
             io_queues: 0,
             io_depth: 0,
+            keep_alive: Duration::ZERO,
         }
     }
 

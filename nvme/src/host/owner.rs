@@ -126,6 +126,7 @@ impl Owner {
             let identify = IdentifyController::read_from_bytes(&reply.data)
                 .map_err(|_| HostError::Peer("its identify data is cut short".into()))?;
             let mut info = Info::new(cntlid, cap, version, cc, Box::new(identify), flow_control);
+            info.keep_alive = self.granted(q).await;
             if !info.is_discovery() {
                 info.io_queues = self.queue_count(q, o.io_queues.max(1)).await?;
                 info.io_depth = o.io_depth.clamp(1, (cap.mqes() as u16).max(1));
@@ -171,6 +172,23 @@ impl Owner {
                 return Err(HostError::TimedOut { what: format!("becoming ready ({} ms, CAP.TO)", limit.as_millis()) });
             }
             self.reactor.sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// The keep-alive timeout after which the controller takes the host for dead; never less than what was asked for.
+    async fn granted(&self, q: &Qpair) -> Duration {
+        let asked = self.ctrl.options.keep_alive;
+        if asked.is_zero() {
+            return asked;
+        }
+        let mut sqe = Sqe::new(admin::GET_FEATURES, 0, 0);
+        sqe.cdw10 = u32::from(fid::KEEP_ALIVE_TIMER).into();
+        match success(q, "Get Features (keep-alive timeout)", &sqe, Data::None).await {
+            Ok(done) => asked.max(Duration::from_millis((done.result as u32).into())),
+            Err(e) => {
+                tracing::debug!("{}: {e}", self.ctrl.id_of);
+                asked
+            }
         }
     }
 
@@ -304,7 +322,7 @@ impl Owner {
         // more.
         let unit = Duration::from_millis(100) * u32::from(info.identify.kas.get());
         let rounds = if info.identify.ctratt.get() & ctratt::TRAFFIC_BASED_KEEP_ALIVE != 0 { 2 } else { 1 };
-        let kato = self.ctrl.options.keep_alive;
+        let kato = info.keep_alive;
         let unnoticed = if told || kato.is_zero() { Duration::ZERO } else { (kato + unit) * rounds };
         let until = self.reactor.rdtsc().saturating_add(self.reactor.ticks(unnoticed + cqt));
         self.quiet.set(self.quiet.get().max(until));

@@ -13,6 +13,7 @@ use longshore_nvme::tcp_pdu::{
     encode_ic_resp,
 };
 use longshore_nvme::wire::fabrics::{PropertyGetCmd, PropertySetCmd};
+use longshore_nvme::wire::feature::fid;
 use longshore_nvme::wire::opcode::{admin, fabrics};
 use longshore_nvme::wire::register::{Cap, Cc, Csts, offset, shst};
 use longshore_nvme::wire::{Cqe, IdentifyController, Sqe, Status};
@@ -26,6 +27,8 @@ pub struct Fake {
     /// Termination requests received.
     pub terminated: Arc<AtomicU32>,
     pub keep_alives: Arc<AtomicU32>,
+    /// Keep-alive timeout that it says it granted, in milliseconds.
+    pub granted: Arc<AtomicU32>,
     /// Connects ("connect QID") and changes of CC.EN ("enable", "disable") in order.
     pub seen: Seen,
 }
@@ -39,6 +42,7 @@ pub struct Link {
     pub ddgst: bool,
     /// CC.EN, of the controller.
     enabled: Arc<AtomicBool>,
+    granted: Arc<AtomicU32>,
     /// How often CSTS.RDY is still found set.
     falling: u32,
     seen: Seen,
@@ -97,16 +101,18 @@ impl Fake {
             addr: listener.local_addr().unwrap(),
             terminated: Arc::default(),
             keep_alives: Arc::default(),
+            granted: Arc::default(),
             seen: Arc::default(),
         };
         let (script, terminated, alive): (Script, _, _) =
             (Arc::new(script), fake.terminated.clone(), fake.keep_alives.clone());
-        let (seen, enabled) = (fake.seen.clone(), Arc::new(AtomicBool::new(false)));
+        let (seen, granted) = (fake.seen.clone(), fake.granted.clone());
+        let enabled = Arc::new(AtomicBool::new(false));
         std::thread::spawn(move || {
             for s in listener.incoming().flatten() {
                 let (script, terminated, alive) = (script.clone(), terminated.clone(), alive.clone());
-                let (seen, enabled) = (seen.clone(), enabled.clone());
-                std::thread::spawn(move || serve(s, &script, &terminated, &alive, &seen, &enabled));
+                let (seen, enabled, granted) = (seen.clone(), enabled.clone(), granted.clone());
+                std::thread::spawn(move || serve(s, &script, &terminated, &alive, &seen, &enabled, &granted));
             }
         });
         fake
@@ -131,6 +137,7 @@ fn serve(
     alive: &AtomicU32,
     seen: &Seen,
     enabled: &Arc<AtomicBool>,
+    granted: &Arc<AtomicU32>,
 ) {
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -164,6 +171,7 @@ fn serve(
                         encoder,
                         ddgst: params.ddgst,
                         enabled: enabled.clone(),
+                        granted: granted.clone(),
                         falling: 0,
                         seen: seen.clone(),
                         data: Vec::new(),
@@ -238,6 +246,11 @@ fn command(l: &mut Link, sqe: &Sqe, qid: &mut u16, script: &Script, alive: &Atom
         admin::IDENTIFY => {
             l.c2h(cid, 0, identify().as_bytes(), true, false);
             l.respond(cid, Status::SUCCESS);
+        }
+        admin::GET_FEATURES if sqe.cdw10.get() as u8 == fid::KEEP_ALIVE_TIMER => {
+            let mut cqe = Cqe::new(cid, Status::SUCCESS);
+            cqe.set_result(l.granted.load(Ordering::SeqCst).into());
+            l.cqe(&cqe);
         }
         // Never answered.
         admin::ASYNC_EVENT_REQUEST => {}
