@@ -37,8 +37,14 @@ impl Namespace {
     /// True if `other` is the same storage in the same format, whatever its size: one that was removed and one that was made
     /// in its place under its identifier are not.
     pub fn is_same(&self, other: &Namespace) -> bool {
-        let id = |n: &Namespace| (n.nsid, n.uuid, n.nguid, n.eui64, n.csi, n.block_size());
-        id(self) == id(other)
+        let id = |n: &Namespace| (n.nsid, n.uuid, n.nguid, n.eui64, n.csi);
+        id(self) == id(other) && self.shape() == other.shape()
+    }
+
+    /// What a block looks like: bytes of data, bytes of metadata, and whether those follow the data (FLBAS bit 4).
+    fn shape(&self) -> (Option<u32>, u16, bool) {
+        let ms = self.format().ms.get();
+        (self.block_size(), ms, ms != 0 && self.data.flbas & 0x10 != 0)
     }
 
     /// The LBA format in use.
@@ -129,5 +135,33 @@ impl Controller {
             }
         }
         Ok(Namespace { nsid, data, descriptors, uuid, nguid, eui64, csi })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn storage_in_another_format_is_not_the_same() {
+        let mut data = Box::new(IdentifyNamespace::new_zeroed());
+        data.lbaf[0].lbads = 9;
+        let (descriptors, uuid) = (Box::new(NamespaceDescriptors::new_zeroed()), Some([7; 16]));
+        let a = Namespace { nsid: 1, data, descriptors, uuid, nguid: None, eui64: None, csi: 0 };
+        let like = |change: fn(&mut IdentifyNamespace)| {
+            let mut b = a.clone();
+            change(&mut b.data);
+            a.is_same(&b)
+        };
+        assert!(like(|d| d.nsze = 5.into()), "whatever its size");
+        assert!(like(|d| d.flbas |= 0x10), "where the metadata is says nothing if there is none");
+        assert!(!like(|d| d.lbaf[0].lbads = 12));
+        assert!(!like(|d| d.lbaf[0].ms = 8.into()));
+        let mut b = a.clone();
+        b.data.lbaf[0].ms = 8.into();
+        let c = b.clone();
+        b.data.flbas |= 0x10;
+        assert!(!b.is_same(&c) && c.is_same(&c));
     }
 }
