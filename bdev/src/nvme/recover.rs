@@ -13,6 +13,9 @@ use super::entry::{Entry, Path};
 /// How often it is looked whether somebody else brought the controller back.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Scans of an attempt to connect again, each ended by the loss of the controller, before the attempt has failed.
+const SCANS: u32 = 4;
+
 impl Entry {
     /// The controller or one of its queues is lost: connects it again, unless that is under way.
     ///
@@ -100,11 +103,19 @@ impl Entry {
         if !again || self.ctrl.needs_reset() {
             self.ctrl.reset().await?;
         }
-        // Nothing is sent again before it is known to go to the same namespaces.
-        match self.rescan(r, false).await {
-            Err(AttachError::Host(e)) => Err(e),
-            _ => Ok(()),
+        // Nothing is sent again before it is known to go to the same namespaces, all of them seen by one association.
+        for _ in 0..SCANS {
+            let generation = self.ctrl.generation();
+            if let Err(AttachError::Host(e)) = self.rescan(r, false).await {
+                return Err(e);
+            }
+            match self.ctrl.needs_reset() {
+                true => self.ctrl.reset().await?,
+                false if self.ctrl.generation() == generation => return Ok(()),
+                false => {}
+            }
         }
+        Err(HostError::Lost(format!("it was lost {SCANS} times while its namespaces were looked at")))
     }
 
     /// What happens when the controller is not back in time, as long as this is kept.
