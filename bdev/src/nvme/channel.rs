@@ -13,14 +13,12 @@ use longshore_nvme::wire::Status;
 pub(super) struct NvmeChannel {
     queue: Rc<CoreQueue>,
     tag: Tag,
-    /// Without a volatile cache a flush has nothing to do.
-    flushes: bool,
     gone: Arc<AtomicBool>,
 }
 
 impl NvmeChannel {
-    pub(super) fn new(queue: Rc<CoreQueue>, tag: Tag, flushes: bool, gone: Arc<AtomicBool>) -> NvmeChannel {
-        NvmeChannel { queue, tag, flushes, gone }
+    pub(super) fn new(queue: Rc<CoreQueue>, tag: Tag, gone: Arc<AtomicBool>) -> NvmeChannel {
+        NvmeChannel { queue, tag, gone }
     }
 }
 
@@ -29,7 +27,7 @@ impl IoChannel for NvmeChannel {
         if self.gone.load(Ordering::Acquire) {
             return io.complete_later(GONE);
         }
-        if io.op() == Op::Flush && !self.flushes {
+        if io.op() == Op::Flush && self.queue.needs_no_flush() {
             return io.complete_later(Status::SUCCESS);
         }
         io.set_words([0, self.tag.0]);
@@ -41,6 +39,6 @@ impl IoChannel for NvmeChannel {
     }
 
     fn abort_all(&self) {
-        self.queue.abort_all(self.tag.nsid());
+        self.queue.abort_all(self.tag);
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_nvme::host::{Completer, Data, Done, HostError, IoQueue, Rejected};
+use longshore_nvme::wire::identify::vwc;
 use longshore_nvme::wire::io::{CopyRange, DsmRange, cdw12, dsm};
 use longshore_nvme::wire::opcode::io as opcode;
 use longshore_nvme::wire::{Fuse, Sqe, Status};
@@ -105,8 +106,10 @@ pub(crate) struct CoreQueue {
     dry: RefCell<Option<Timer>>,
     /// Looks after what waits.
     pub(super) again: RefCell<Option<Timer>>,
-    /// Watches over commands that were to be aborted, by namespace.
-    pub(super) deadlines: RefCell<HashMap<u32, Timer>>,
+    /// Watches over commands that were to be aborted, by namespace and serial number of the device.
+    pub(super) deadlines: RefCell<HashMap<(u32, u32), Timer>>,
+    /// The controller has, or had, a volatile write cache.
+    cached: Cell<bool>,
 }
 
 thread_local! {
@@ -156,6 +159,7 @@ impl CoreQueue {
             dry: RefCell::default(),
             again: RefCell::default(),
             deadlines: RefCell::default(),
+            cached: Cell::default(),
         });
         OPEN.with(|m| m.borrow_mut().insert(entry.number, Rc::downgrade(&q)));
         entry.core_joins(reactor.handle());
@@ -229,6 +233,10 @@ impl CoreQueue {
             let n = f.len().max(q.room());
             f.resize_with(n, || None);
         }
+        // It may have come back with a cache that it did not have.
+        if q.controller().info().is_none_or(|i| i.identify.vwc & vwc::PRESENT != 0) {
+            self.cached.set(true);
+        }
         *self.queue.borrow_mut() = Some(q);
         self.link.set(Link::Up);
         self.failing_since.set(None);
@@ -240,6 +248,12 @@ impl CoreQueue {
         let q = self.queue.borrow_mut().take();
         drop(q);
         self.look();
+    }
+
+    /// A flush has nothing to do: the controller that is connected now has no volatile write cache.
+    #[inline]
+    pub(super) fn needs_no_flush(&self) -> bool {
+        self.link.get() == Link::Up && !self.cached.get()
     }
 
     #[inline]

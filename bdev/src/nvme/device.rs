@@ -138,7 +138,7 @@ impl Bdev for NvmeBdev {
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
         let queue = CoreQueue::of(reactor, &self.entry);
         let tag = Tag::new(self.nsid, self.serial, self.geometry.block_size);
-        Ok(Box::new(NvmeChannel::new(queue, tag, self.geometry.volatile_cache, self.gone.clone())))
+        Ok(Box::new(NvmeChannel::new(queue, tag, self.gone.clone())))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -55,10 +55,13 @@ impl CoreQueue {
     /// A request was sent and failed: whoever sent it is told, unless it is to be tried again.
     #[cold]
     pub(super) fn failed(&self, mut io: IoRef, status: Status) {
-        let lost = status.is(Status::ABORTED_BY_HOST);
+        // The controller may say the same of a command that it ended itself.
+        let lost = status.is(Status::ABORTED_BY_HOST) && self.queue.borrow().as_ref().is_none_or(|q| !q.is_open());
         let tag = Tag::of(&io);
         let limit = self.entry.retries;
-        let again = lost || passing(status) && (limit < 0 || i32::from(tag.retries()) < limit);
+        // Nobody asked for this one: an Abort came late, and its command's identifier was in use again.
+        let stray = status.is(Status::ABORT_REQUESTED) && !aborted(&io);
+        let again = lost || (stray || passing(status)) && (limit < 0 || i32::from(tag.retries()) < limit);
         let open = matches!(self.entry.path(), Path::Up | Path::Held);
         if aborted(&io) || !again || !open || !self.entry.is_current(tag.nsid(), tag.serial()) {
             return io.complete(status);
@@ -160,8 +163,10 @@ impl CoreQueue {
         }
     }
 
-    pub(super) fn abort_all(&self, nsid: u32) {
-        let of = |io: &IoRef| Tag::of(io).nsid() == nsid;
+    /// Aborts all requests of one device; what has its namespace's identifier by now is another one's.
+    pub(super) fn abort_all(&self, of: Tag) {
+        let device = (of.nsid(), of.serial());
+        let of = |io: &IoRef| (Tag::of(io).nsid(), Tag::of(io).serial()) == device;
         let end = |queue: &Held| {
             let all = queue.take();
             while let Some(io) = all.pop() {
@@ -193,7 +198,7 @@ impl CoreQueue {
         for &cid in &cids {
             self.entry.ctrl.abort(q.qid(), cid);
         }
-        if self.deadlines.borrow().contains_key(&nsid) {
+        if self.deadlines.borrow().contains_key(&device) {
             return; // those of an earlier call are watched already; the next call after it watches the rest
         }
         let mut ids: Vec<IoId> = self.flights.borrow().iter().flatten().filter(|io| of(io)).map(IoRef::id).collect();
@@ -201,13 +206,13 @@ impl CoreQueue {
         let me = self.me.clone();
         let timer = self.reactor.timer(ABORT_LIMIT, move |_| {
             let Some(this) = me.upgrade() else { return };
-            this.deadlines.borrow_mut().remove(&nsid);
+            this.deadlines.borrow_mut().remove(&device);
             let stuck = this.flights.borrow().iter().flatten().any(|io| ids.contains(&io.id()))
                 || this.pairs.borrow().iter().any(|p| ids.contains(&p.io.id()));
             if stuck && let Some(q) = &*this.queue.borrow() {
                 q.close("commands that were aborted did not end");
             }
         });
-        self.deadlines.borrow_mut().insert(nsid, timer);
+        self.deadlines.borrow_mut().insert(device, timer);
     }
 }

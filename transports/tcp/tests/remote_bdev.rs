@@ -375,3 +375,68 @@ fn a_command_that_no_abort_ends_is_given_up_whatever_is_aborted_on_other_namespa
     remote.detach("Nvme0").unwrap();
     rt.stop();
 }
+
+/// A device that ends all requests with a status for so many times, and then with success.
+struct Moody(Status, AtomicU32);
+
+struct MoodyChannel(Arc<BdevNode>);
+
+impl Bdev for Moody {
+    fn product_name(&self) -> &'static str {
+        "moody"
+    }
+    fn geometry(&self) -> Geometry {
+        Geometry::plain(512, 64)
+    }
+    fn supported(&self) -> SupportedOps {
+        SupportedOps::of(&[Op::Read, Op::Write])
+    }
+    fn open_channel(&self, _: &Reactor, node: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        Ok(Box::new(MoodyChannel(node.clone())))
+    }
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+impl IoChannel for MoodyChannel {
+    fn submit(&self, io: IoRef) {
+        let dev = self.0.device().as_any().downcast_ref::<Moody>().unwrap();
+        let left = dev.1.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        io.complete_later(if left.is_ok() { dev.0 } else { Status::SUCCESS });
+    }
+    fn abort(&self, _: IoId) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_request_that_the_controller_aborts_unasked_is_tried_again_but_not_for_ever() {
+    let w = World::new();
+    // The first as a stray Abort does; the other is what a lost connection means if it comes from this side.
+    for (nsid, status) in [(2, Status::ABORT_REQUESTED), (3, Status::ABORTED_BY_HOST)] {
+        for (failures, end) in [(3, Status::SUCCESS), (1000, status)] {
+            let moody = Arc::new(Moody(status, failures.into()));
+            w.target.bdevs().register("Moody", None, moody.clone()).unwrap();
+            let ns = NamespaceOptions { bdev_name: "Moody".into(), nsid: Some(nsid), ..NamespaceOptions::default() };
+            block_on(w.target.add_namespace(NQN, ns)).unwrap();
+            let rt = initiator();
+            let remote = Remote::on(rt.cores());
+            remote.attach("Nvme0", w.addr).unwrap();
+            let registry = remote.registry.clone();
+            let run = rt.cores()[1].spawn(move |r| async move {
+                let desc = registry.open(&format!("Nvme0n{nsid}"), true, Box::new(|_| {})).unwrap();
+                desc.channel().unwrap().read(0, 1, filled(&r, 512, 0)).await.0
+            });
+            let s = run.wait_timeout(Duration::from_secs(40)).expect("in time").unwrap();
+            assert!(s.is(end), "{status}, {failures} times: {s}");
+            if end != Status::SUCCESS {
+                assert_eq!(failures - moody.1.load(Ordering::SeqCst), 4, "{status}");
+            }
+            remote.detach("Nvme0").unwrap();
+            rt.stop();
+            block_on(w.target.remove_namespace(NQN, nsid)).unwrap();
+            drop(w.target.bdevs().remove(&w.target.bdevs().find("Moody").unwrap()));
+        }
+    }
+}
