@@ -140,6 +140,8 @@ struct Loop<D> {
     listener: Option<Listener>,
     http: Http<D>,
     accepting: bool,
+    /// Nobody is let in any more.
+    stopping: bool,
     epoll: OwnedFd,
     executor: Executor,
     dispatch: Rc<D>,
@@ -168,6 +170,7 @@ impl<D: Dispatch> Loop<D> {
             listener,
             http,
             accepting: true,
+            stopping: false,
             epoll,
             executor,
             dispatch,
@@ -186,7 +189,8 @@ impl<D: Dispatch> Loop<D> {
             if deadline.is_none() && stop.load(Ordering::Acquire) {
                 deadline = Some(Instant::now() + GRACE);
                 self.accept_on(false);
-                self.http.accept_on(false);
+                self.stopping = true;
+                self.http.stop_accepting();
             }
             if let Some(deadline) = deadline
                 && (Instant::now() >= deadline || self.connections.values().all(Connection::quiet) && self.http.quiet())
@@ -243,6 +247,7 @@ impl<D: Dispatch> Loop<D> {
     fn accept_on(&mut self, on: bool) {
         if let Some(listener) = &self.listener
             && self.accepting != on
+            && !self.stopping
         {
             let flags = if on { EventFlags::IN } else { EventFlags::empty() };
             self.accepting =

@@ -19,6 +19,10 @@ const IDLE: Duration = Duration::from_secs(75);
 const REQUEST: Duration = Duration::from_secs(10);
 /// How long an answer may make no progress.
 const STALLED: Duration = Duration::from_secs(30);
+/// How long a whole answer may take to be taken.
+const ANSWER: Duration = Duration::from_secs(120);
+/// How long an answer makes no progress before its connection may be given up for another one.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a client that was refused may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 /// Memory of an answer that is kept for the next one.
@@ -62,6 +66,8 @@ const fn refused<T>(status: u16, field: &'static str, why: &'static str) -> Resu
 
 pub(crate) struct Connection {
     stream: TcpStream,
+    /// Number of the listener that it came by.
+    pub(crate) listener: usize,
     serve: Arc<Serve>,
     decoder: Decoder,
     phase: Phase,
@@ -73,6 +79,8 @@ pub(crate) struct Connection {
     pages: Option<Pages>,
     chunks: bool,
     deadline: Option<Instant>,
+    /// By when the answer must have been taken.
+    answer_by: Instant,
     /// Since when the client is waited for.
     pub(crate) since: Instant,
     /// Statuses that were answered and are not counted yet.
@@ -101,11 +109,12 @@ fn reason(status: u16) -> &'static str {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, serve: Arc<Serve>, now: Instant) -> Connection {
+    pub(crate) fn new(stream: TcpStream, listener: usize, serve: Arc<Serve>, now: Instant) -> Connection {
         // Answers are written whole: waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         Connection {
             stream,
+            listener,
             serve,
             decoder: Decoder::default(),
             phase: Phase::Reading,
@@ -115,6 +124,7 @@ impl Connection {
             pages: None,
             chunks: false,
             deadline: Some(now + REQUEST),
+            answer_by: now,
             since: now,
             answered: Vec::new(),
             interest: EventFlags::IN,
@@ -136,6 +146,11 @@ impl Connection {
     /// Nothing is in progress and nothing is left to send.
     pub(crate) fn quiet(&self) -> bool {
         !matches!(self.phase, Phase::Running | Phase::Sending)
+    }
+
+    /// It may be given up for another one: nothing is in progress, or its client does not take the answer.
+    pub(crate) fn evictable(&self, now: Instant) -> bool {
+        self.quiet() || self.phase == Phase::Sending && now.saturating_duration_since(self.since) >= SLOW
     }
 
     /// The client took too long.
@@ -160,6 +175,18 @@ impl Connection {
         self.phase = phase;
         self.since = now;
         self.deadline = limit.map(|limit| now + limit);
+    }
+
+    /// An answer starts to go out.
+    fn send(&mut self) {
+        self.enter(Phase::Sending, Some(STALLED));
+        self.answer_by = self.since + ANSWER;
+    }
+
+    /// The client took a part of it.
+    fn progress(&mut self) {
+        self.since = Instant::now();
+        self.deadline = Some((self.since + STALLED).min(self.answer_by));
     }
 
     /// Reads what has come, until a request is complete.
@@ -318,7 +345,7 @@ impl Connection {
         if self.head.as_ref().is_none_or(|head| head.method != Method::Head) {
             self.unsent.extend_from_slice(body);
         }
-        self.enter(Phase::Sending, Some(STALLED));
+        self.send();
     }
 
     /// The answer to a request for metrics.
@@ -342,7 +369,7 @@ impl Connection {
         self.unsent.extend_from_slice(text.as_bytes());
         let wants_body = self.head.as_ref().is_none_or(|head| head.method != Method::Head);
         self.pages = wants_body.then_some(pages);
-        self.enter(Phase::Sending, Some(STALLED));
+        self.send();
     }
 
     /// Appends the next page. False when there was none.
@@ -374,7 +401,7 @@ impl Connection {
                     Ok(n) => {
                         self.sent += n;
                         if self.phase == Phase::Sending {
-                            self.enter(Phase::Sending, Some(STALLED));
+                            self.progress();
                         }
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

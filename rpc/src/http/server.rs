@@ -11,15 +11,19 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 
 use super::conn::{Act, Connection};
-use super::{Listener, Pages};
+use super::{Listener, Pages, Serve};
 use crate::conn::MAX_UNSENT;
 use crate::error::{INVALID_REQUEST, RpcError};
 use crate::exec::Executor;
 use crate::jsonrpc::{Envelope, Rejected, Request, answer};
 use crate::server::Dispatch;
 
-/// Connections at a time. One more takes the place of the one whose client has been waited for longest.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at a time of a listener for RPC, and of one for metrics, which asks nobody who they are. One more takes the place of
+/// the one whose client has been waited for longest.
+const RPC_PLACES: usize = 64;
+const METRICS_PLACES: usize = 16;
+/// Sockets looked at per turn.
+const TURN: usize = 64;
 /// Connections accepted per turn.
 const ACCEPTS: usize = 16;
 /// How often clients that take too long are looked for.
@@ -42,12 +46,24 @@ enum Event {
         connection: u64,
     },
     Sweep,
-    AcceptAgain,
+    AcceptAgain {
+        listener: usize,
+    },
+}
+
+/// A listener and its connections' places.
+struct Door {
+    listener: Listener,
+    places: usize,
+    accepting: bool,
+    /// It cannot accept, whoever leaves, until some time has passed.
+    resting: bool,
 }
 
 pub(crate) struct Http<D> {
-    listeners: Vec<Listener>,
-    accepting: bool,
+    doors: Vec<Door>,
+    /// Nobody is let in any more.
+    stopping: bool,
     epoll: OwnedFd,
     executor: Executor,
     dispatch: Rc<D>,
@@ -64,9 +80,13 @@ impl<D: Dispatch> Http<D> {
         for (listener, token) in listeners.iter().zip(0..FIRST) {
             epoll::add(&epoll, &listener.socket, EventData::new_u64(token), EventFlags::IN)?;
         }
+        let door = |listener: Listener| {
+            let places = if matches!(*listener.serve, Serve::Metrics) { METRICS_PLACES } else { RPC_PLACES };
+            Door { listener, places, accepting: true, resting: false }
+        };
         Ok(Http {
-            listeners,
-            accepting: true,
+            doors: listeners.into_iter().map(door).collect(),
+            stopping: false,
             epoll,
             executor,
             dispatch,
@@ -89,7 +109,7 @@ impl<D: Dispatch> Http<D> {
 
     /// Serves the sockets that are ready.
     pub(crate) fn ready(&mut self, scratch: &mut [u8]) {
-        let mut ready = Vec::with_capacity(MAX_CONNECTIONS);
+        let mut ready = Vec::with_capacity(TURN);
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), Some(&now)).is_err() {
             return;
@@ -131,30 +151,41 @@ impl<D: Dispatch> Http<D> {
                 }
                 Event::Again { connection } => self.advance(connection, scratch),
                 Event::Sweep => self.sweep(scratch),
-                Event::AcceptAgain => self.accept_on(true),
+                Event::AcceptAgain { listener } => {
+                    self.doors[listener].resting = false;
+                    self.accept_on(listener, true);
+                }
             }
         }
         any
     }
 
-    pub(crate) fn accept_on(&mut self, on: bool) {
-        if self.accepting == on {
+    /// Lets nobody in from now on.
+    pub(crate) fn stop_accepting(&mut self) {
+        (0..self.doors.len()).for_each(|listener| self.accept_on(listener, false));
+        self.stopping = true;
+    }
+
+    fn accept_on(&mut self, listener: usize, on: bool) {
+        let Some(door) = self.doors.get_mut(listener) else { return };
+        if self.stopping || door.resting || door.accepting == on {
             return;
         }
-        self.accepting = on;
+        door.accepting = on;
         let flags = if on { EventFlags::IN } else { EventFlags::empty() };
-        for (listener, token) in self.listeners.iter().zip(0..FIRST) {
-            let _ = epoll::modify(&self.epoll, &listener.socket, EventData::new_u64(token), flags);
-        }
+        let _ = epoll::modify(&self.epoll, &door.listener.socket, EventData::new_u64(listener as u64), flags);
     }
 
     fn accept(&mut self, listener: usize) {
         for _ in 0..ACCEPTS {
-            if self.connections.len() >= MAX_CONNECTIONS && !self.evict() {
-                return self.accept_on(false);
+            let Some(door) = self.doors.get(listener).filter(|door| door.accepting) else { return };
+            let taken = self.connections.values().filter(|c| c.listener == listener).count();
+            let full = taken >= door.places;
+            let given_up = if full { self.evictable(listener) } else { None };
+            if full && given_up.is_none() {
+                return self.accept_on(listener, false);
             }
-            let Some(from) = self.listeners.get(listener) else { return };
-            match from.socket.accept() {
+            match door.listener.socket.accept() {
                 Ok((stream, _)) => {
                     let id = self.next;
                     self.next += 1;
@@ -162,7 +193,9 @@ impl<D: Dispatch> Http<D> {
                         .set_nonblocking(true)
                         .and_then(|()| Ok(epoll::add(&self.epoll, &stream, EventData::new_u64(id), EventFlags::IN)?));
                     if added.is_ok() {
-                        self.connections.insert(id, Connection::new(stream, from.serve.clone(), Instant::now()));
+                        let connection = Connection::new(stream, listener, door.listener.serve.clone(), Instant::now());
+                        self.connections.insert(id, connection);
+                        given_up.map(|id| self.connections.remove(&id));
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -170,8 +203,9 @@ impl<D: Dispatch> Http<D> {
                 Err(error) => {
                     // Out of descriptors, most likely: try again later instead of spinning.
                     tracing::warn!("cannot accept an HTTP connection: {error}");
-                    self.accept_on(false);
-                    self.later(Duration::from_millis(100), Event::AcceptAgain);
+                    self.accept_on(listener, false);
+                    self.doors[listener].resting = true;
+                    self.later(Duration::from_millis(100), Event::AcceptAgain { listener });
                     break;
                 }
             }
@@ -182,11 +216,11 @@ impl<D: Dispatch> Http<D> {
         }
     }
 
-    /// Gives up the connection that has waited for its client longest. False if all are being served.
-    fn evict(&mut self) -> bool {
-        let waiting = self.connections.iter().filter(|(_, c)| c.quiet());
-        let Some(id) = waiting.min_by_key(|(_, c)| c.since).map(|(id, _)| *id) else { return false };
-        self.connections.remove(&id).is_some()
+    /// The connection of this listener that has waited for its client longest. None: all are being served.
+    fn evictable(&self, listener: usize) -> Option<u64> {
+        let now = Instant::now();
+        let waiting = self.connections.iter().filter(|(_, c)| c.listener == listener && c.evictable(now));
+        waiting.min_by_key(|(_, c)| c.since).map(|(id, _)| *id)
     }
 
     fn later(&self, wait: Duration, event: Event) {
@@ -206,6 +240,12 @@ impl<D: Dispatch> Http<D> {
             }
             self.advance(id, scratch);
         }
+        for listener in 0..self.doors.len() {
+            // An answer that was taken a second ago may not be any more.
+            if !self.doors[listener].accepting && self.evictable(listener).is_some() {
+                self.accept_on(listener, true);
+            }
+        }
         self.sweeping = !self.connections.is_empty();
         if self.sweeping {
             self.later(SWEEP, Event::Sweep);
@@ -221,6 +261,7 @@ impl<D: Dispatch> Http<D> {
         }
         let (answered, closed, wanted) =
             (std::mem::take(&mut connection.answered), connection.closed(), connection.wanted());
+        let (listener, quiet) = (connection.listener, connection.quiet());
         let mut gone = closed;
         if !gone && wanted != connection.interest {
             connection.interest = wanted;
@@ -238,7 +279,9 @@ impl<D: Dispatch> Http<D> {
         }
         if gone {
             self.connections.remove(&id);
-            self.accept_on(true);
+        }
+        if gone || quiet {
+            self.accept_on(listener, true);
         }
     }
 
@@ -294,5 +337,48 @@ async fn one<D: Dispatch>(dispatch: &D, item: Result<Request, Rejected>) -> Opti
             answer(&id, &dispatch.run(request).await)
         }
         Err(Rejected { id, why }) => answer(&id, &Err(RpcError::new(INVALID_REQUEST, "Invalid request").because(why))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::net::TcpStream;
+    use std::pin::Pin;
+
+    use super::*;
+    use crate::error::Reply;
+
+    struct Nothing;
+
+    impl Dispatch for Nothing {
+        fn run(&self, _: Request) -> Pin<Box<dyn Future<Output = Reply>>> {
+            Box::pin(async { Ok(serde_json::Value::Null) })
+        }
+
+        fn mutates(&self, _: &str) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_connection_that_ends_while_the_server_stops_lets_nobody_in() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), Serve::Metrics).unwrap();
+        let address = listener.address().unwrap();
+        let mut http = Http::new(vec![listener], Executor::new().unwrap(), Rc::new(Nothing)).unwrap();
+        let mut scratch = [0; 1024];
+        let first = TcpStream::connect(address).unwrap();
+        while http.connections.is_empty() {
+            http.ready(&mut scratch);
+        }
+        http.stop_accepting();
+        drop(first);
+        let _second = TcpStream::connect(address).unwrap();
+        while !http.connections.is_empty() {
+            http.ready(&mut scratch);
+        }
+        // Were the listener looked at, it would be ready here and now.
+        http.ready(&mut scratch);
+        assert!(http.connections.is_empty());
     }
 }
