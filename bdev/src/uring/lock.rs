@@ -1,4 +1,8 @@
 //! One daemon per file: an exclusive `flock`, shared by the devices of this process.
+//!
+//! It does not cover what outlives its process: a write that a killed daemon had given to the kernel, which holds the file it is
+//! written to but not this lock, may land after the next daemon has locked it, until the device has ended it. The descriptions that
+//! I/O goes through cannot hold locks as well: those of one process are strangers to each other for `flock`.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

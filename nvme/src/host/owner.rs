@@ -337,13 +337,14 @@ impl Owner {
     /// 1. The controller answers: CC.EN is cleared. CSTS.RDY falls when the controller level reset is complete, and with it
     ///    every command (Base Specification, "Controller Level Reset"). Longshore's target lets it fall when the last command
     ///    has left its device. (Linux' target lets it fall at once; then only its prompt end of the closed queues helps.)
-    /// 2. The controller ended the admin connection: it tears the association down by itself. Longshore's target lets a host
-    ///    back in only when the commands of its last association have left their devices.
+    /// 2. The controller ended the admin connection, by FIN or RST: it tears the association down by itself. Longshore's target
+    ///    lets a host back in only when the commands of its last association have left their devices.
     /// 3. Neither: it may not know yet. It will when the keep-alive timeout (KATO) has passed without a Keep Alive, so a new
     ///    association waits for that long after the last moment at which one could have been sent.
     ///
     /// In cases 2 and 3 the controller may take its command quiesce time (CQT, TP 4129) more. One that reports none promises
-    /// nothing, and hosts, Linux' among them, go on without waiting. Without keep-alive there is no bound in case 3. What a
+    /// nothing, and hosts, Linux' among them, go on without waiting. An RST that is not the controller's, but of a firewall on
+    /// the way, is not told apart: then only a CQT protects. Without keep-alive there is no bound in case 3. What a
     /// closed I/O connection had not sent is never sent (see `Sock::set_abortive`).
     ///
     /// The I/O queues go first: a controller that is disabled answers what other cores still send with errors of its own.

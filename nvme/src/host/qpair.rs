@@ -500,6 +500,10 @@ impl Qpair {
     #[cold]
     pub(crate) fn closed(&self, err: &io::Error) {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        // RST is taken for the controller's as FIN is, although it proves less: something on the way that forgot the connection
+        // sends it too, while the controller still has, and executes, what it received. But a killed target sends it just as often
+        // (what the host sends into a socket that is being closed turns its FIN into RST), and waiting for a keep-alive timeout and
+        // its unit then, 20 s with the defaults, outlasts usual loss timeouts.
         let by_peer = matches!(self.state.get(), State::Opening | State::Open)
             && matches!(err.kind(), UnexpectedEof | ConnectionReset | BrokenPipe);
         self.set_why(|| err.to_string());
