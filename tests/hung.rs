@@ -56,7 +56,7 @@ fn hang(place: &Place, bdev: &str, nsid: u32) -> Child {
         &json!({"name": bdev, "io_type": "all", "error_type": "pending", "num": 4_000_000_000u32}),
     );
     ok(place, "bdev_set_qd_sampling_period", &json!({"name": bdev, "period": 1000}));
-    let mut perf = place.perf(&format!("ns:{nsid}"), "-q 16 -P 2 -w randrw -t 60");
+    let mut perf = place.perf(&format!("ns:{nsid}"), "-q 16 -P 2 -w randrw -t 600");
     let load = perf.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the load starts");
     in_flight(place, bdev, 16);
     load

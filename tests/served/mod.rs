@@ -69,14 +69,25 @@ impl Daemon {
     }
 }
 
-/// CPU time that a process has used so far, user and kernel.
+/// CPU time that a process has used so far, user and kernel, with that of the children it has waited for.
 #[allow(dead_code)] // as above
 pub(crate) fn cpu_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("/proc of the process");
-    // Behind the name, which ends with the last parenthesis: state is field 3, utime and stime 14 and 15, in ticks of 10 ms.
+    // Behind the name, which ends with the last parenthesis: state is field 3; utime, stime and those of children 14 to 17, in
+    // ticks of 10 ms.
     let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
     let ticks = |i: usize| fields[i - 3].parse::<u64>().expect("a number");
-    Duration::from_millis((ticks(14) + ticks(15)) * 10)
+    Duration::from_millis((14..=17).map(ticks).sum::<u64>() * 10)
+}
+
+/// CPU time that was used by whatever runs on this machine.
+#[allow(dead_code)] // as above
+pub(crate) fn machine_busy() -> Duration {
+    let stat = std::fs::read_to_string("/proc/stat").expect("/proc/stat");
+    let line = stat.lines().next().expect("all CPUs");
+    let ticks: Vec<u64> = line.split_whitespace().skip(1).map(|n| n.parse().expect("a number")).collect();
+    // user, nice, system; irq, softirq, steal
+    Duration::from_millis([0, 1, 2, 5, 6, 7].iter().map(|&i| ticks[i] * 10).sum())
 }
 
 impl Drop for Daemon {
