@@ -336,19 +336,13 @@ fn who_does_not_take_an_answer_makes_room_for_the_next_after_a_second() {
             // Each is being answered.
             stream.get_mut().read_exact(&mut [0]).unwrap();
         }
+        let start = Instant::now();
         assert_eq!(rig.ask(rig.open, &post("", ECHO)).status, 200);
-        // The youngest still has its place if it comes to the last chunk.
-        let (mut part, mut end) = (vec![0; 1 << 20], Vec::new());
-        while !end.ends_with(b"\r\n0\r\n\r\n") {
-            let Ok(n @ 1..) = stuck[63].get_mut().read(&mut part) else { break };
-            end.extend_from_slice(&part[..n]);
-            end.drain(..end.len().saturating_sub(16));
-        }
-        if end.ends_with(b"\r\n0\r\n\r\n") {
+        if start.elapsed() < Duration::from_secs(15) {
             return;
         }
     }
-    panic!("the youngest lost its place as well");
+    panic!("room is made too late");
 }
 
 #[test]
