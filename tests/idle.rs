@@ -3,7 +3,10 @@
 mod served;
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use longshore_nvme::wire::{SglDescriptor, Sqe};
@@ -118,6 +121,67 @@ impl Asked {
     }
 }
 
+/// What the kernel and the machine take for the same exchange: a thread that does nothing else, blocked in `read` or spinning.
+struct Echo {
+    s: TcpStream,
+    spin: Arc<AtomicBool>,
+}
+
+impl Echo {
+    fn start(cpu: usize) -> Echo {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let s = TcpStream::connect(listener.local_addr().expect("its address")).expect("loopback");
+        let (mut peer, _) = listener.accept().expect("loopback");
+        for s in [&s, &peer] {
+            s.set_nodelay(true).expect("a TCP socket");
+        }
+        let spin = Arc::new(AtomicBool::new(false));
+        let spins = spin.clone();
+        std::thread::spawn(move || {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(cpu);
+            rustix::thread::sched_setaffinity(None, &set).expect("a CPU of its own");
+            let mut buf = [0; 4096 + 48];
+            loop {
+                peer.set_nonblocking(spins.load(Relaxed)).expect("a socket");
+                match peer.read(&mut buf) {
+                    Ok(0) => return,
+                    Ok(_) => {
+                        peer.set_nonblocking(false).expect("a socket");
+                        peer.write_all(&buf).expect("an answer");
+                    }
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+                    Err(_) => return,
+                }
+            }
+        });
+        s.set_nonblocking(true).expect("a socket");
+        Echo { s, spin }
+    }
+
+    fn ask(&mut self) -> Duration {
+        let began = Instant::now();
+        assert_eq!(self.s.write(&[0; 72]).expect("a question"), 72);
+        let (mut got, mut buf) = (0, [0; 8192]);
+        while got < 4096 + 48 {
+            match self.s.read(&mut buf) {
+                Ok(0) => panic!("the echo ended"),
+                Ok(n) => got += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+                Err(e) => panic!("{e}"),
+            }
+            assert!(began.elapsed() < PATIENCE, "no answer");
+        }
+        began.elapsed()
+    }
+
+    /// From the next question on it spins, or blocks.
+    fn spin(&mut self, on: bool) {
+        self.spin.store(on, Relaxed);
+        self.ask();
+    }
+}
+
 fn percentile(v: &mut [Duration], percent: usize) -> f64 {
     v.sort_unstable();
     v[(v.len() * percent / 100).min(v.len() - 1)].as_secs_f64() * 1e6
@@ -126,8 +190,9 @@ fn percentile(v: &mut [Duration], percent: usize) -> f64 {
 /// A request after 100 ms of idleness, against one of a daemon that spins. One daemon asked a thousand times would take 100 s: eight
 /// daemons are asked in turn, so that each is idle for 100 ms all the same. The one that spins is stopped while it has no turn.
 ///
-/// The limits, 30 us for the median and 150 us for p99, are those of a machine without other work, where the figures count:
-/// percentiles of a shared CPU say how long others held it. Beside other work only a median that is far off fails: a wake-up
+/// The limits are 30 us for the median and 150 us for p99 beyond what the same machine takes, in the same minute, to wake a thread that
+/// is blocked in `read`: a virtual CPU that has gone to sleep may take more than 100 us by itself. They are those of a machine
+/// without other work, where the figures count: percentiles of a shared CPU say how long others held it. Beside other work only a median that is far off fails: a wake-up
 /// that was lost until some timer came.
 #[test]
 fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a_daemon_that_spins() {
@@ -143,12 +208,14 @@ fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a
     set.set(here.parse().expect("a CPU"));
     rustix::thread::sched_setaffinity(None, &set).expect("a CPU of its own");
     busy.daemon.signal(rustix::process::Signal::STOP);
+    let mut echo = Echo::start(there.parse().expect("a CPU"));
     let own = |idle: &[Asked], busy: &Asked| {
         let all = idle.iter().chain([busy]).map(|a| a.daemon.cpu_time());
         cpu_time(std::process::id()) + all.sum::<Duration>()
     };
     for tries in 1..=TRIES {
         let (mut after_idle, mut spinning) = (Vec::new(), Vec::new());
+        let (mut woken, mut awake) = (Vec::new(), Vec::new());
         let (began, before, own_before) = (Instant::now(), machine_busy(), own(&idle, &busy));
         for _ in 0..ROUNDS {
             busy.daemon.signal(rustix::process::Signal::CONT);
@@ -158,11 +225,19 @@ fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a
                 std::thread::sleep(Duration::from_millis(1));
             }
             busy.daemon.signal(rustix::process::Signal::STOP);
+            echo.spin(true);
+            for _ in 0..REQUESTS / ROUNDS {
+                awake.push(echo.ask());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            echo.spin(false);
             let mut due = Instant::now() + IDLE;
             for i in 0..REQUESTS / ROUNDS {
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 after_idle.push(idle[i % DAEMONS].read());
                 due = Instant::now().max(due) + IDLE / DAEMONS as u32;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()) / 2);
+                woken.push(echo.ask());
             }
         }
         busy.daemon.signal(rustix::process::Signal::CONT);
@@ -170,6 +245,8 @@ fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a
         let others = others.as_secs_f64() / began.elapsed().as_secs_f64();
         let shown = |v: &mut [Duration]| (percentile(v, 50), percentile(v, 99));
         let ((idle50, idle99), (busy50, busy99)) = (shown(&mut after_idle), shown(&mut spinning));
+        let ((woken50, woken99), (awake50, awake99)) = (shown(&mut woken), shown(&mut awake));
+        println!("a blocked thread: median {woken50:.1} us, p99 {woken99:.1}; spinning: {awake50:.1} and {awake99:.1}");
         println!(
             "first request after {} ms: median {idle50:.1} us, p99 {idle99:.1}; spinning: {busy50:.1} and {busy99:.1}; \
              others used {:.0} % of a core",
@@ -178,7 +255,8 @@ fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a
         );
         let quiet = others <= 0.05;
         let more = if quiet { 30.0 } else { 5000.0 };
-        if idle50 <= busy50 + more && (!quiet || idle99 <= busy99 + 150.0) {
+        let machine = ((woken50 - awake50).max(0.0), (woken99 - awake99).max(0.0));
+        if idle50 <= busy50 + machine.0 + more && (!quiet || idle99 <= busy99 + machine.1 + 150.0) {
             return;
         }
         assert!(tries < TRIES, "median {idle50:.1} us, p99 {idle99:.1} us; spinning: {busy50:.1} and {busy99:.1}");

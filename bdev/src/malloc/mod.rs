@@ -1,7 +1,7 @@
 //! A device in memory.
 //!
 //! Reads that bring no buffer are lent the device's own memory; what they see does not change until they give it back. A write
-//! to a block that is lent goes elsewhere until then: see [`store`].
+//! to a block that is lent goes elsewhere until then: see `store`.
 
 mod lend;
 mod store;
