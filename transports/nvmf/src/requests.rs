@@ -116,9 +116,11 @@ impl PollGroup {
             true
         };
         // What is a queue pair's own does not wait behind others of its host, who may wait for ever.
+        let mut own = 0;
         s.each_waiting(Want::Request, |qp| {
-            if qp.requests.get() < OWN_REQUESTS && !qp.lines[Want::Request as usize].slots.borrow().is_empty() {
-                one(qp);
+            let waits = || !qp.lines[Want::Request as usize].slots.borrow().is_empty();
+            while qp.requests.get() < OWN_REQUESTS && waits() && one(qp) {
+                own += 1;
             }
         });
         let served = s.serve(Want::Request, BUDGET, one);
@@ -128,7 +130,7 @@ impl PollGroup {
         if served == BUDGET {
             s.look[Want::Request as usize].set(true);
         }
-        served
+        served + own
     }
 }
 

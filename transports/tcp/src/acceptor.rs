@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use longshore_nvme::tcp_pdu::MAXH2CDATA_MIN;
 use longshore_nvmf::{Address, ListenError, Target, TransportOptions};
@@ -22,13 +21,7 @@ thread_local! {
     static ACCEPTORS: RefCell<HashMap<(u64, Address), Rc<Acceptor>>> = RefCell::default();
 }
 
-/// A daemon that was killed leaves its port in use until the kernel has taken its ring apart: so often, and so long apart, the
-/// next one tries.
-const TRIES: u32 = 50;
-const TRY_AGAIN: Duration = Duration::from_millis(20);
-
 /// What a listener is opened with.
-#[derive(Clone)]
 pub(crate) struct Opening {
     /// The transport instance.
     pub(crate) instance: u64,
@@ -47,18 +40,8 @@ pub(crate) struct Acceptor {
     greeters: RefCell<HashMap<u64, Rc<Greeter>>>,
 }
 
-/// Starts to listen, on this reactor, as soon as the port is free, if that is soon.
-pub(crate) async fn open(reactor: &Reactor, o: Opening) -> Result<(), ListenError> {
-    for _ in 1..TRIES {
-        match try_open(reactor, o.clone()) {
-            Err(e) if e.errno == libc::EADDRINUSE => reactor.sleep(TRY_AGAIN).await,
-            other => return other,
-        }
-    }
-    try_open(reactor, o)
-}
-
-fn try_open(reactor: &Reactor, o: Opening) -> Result<(), ListenError> {
+/// Starts to listen, on this reactor.
+pub(crate) fn open(reactor: &Reactor, o: Opening) -> Result<(), ListenError> {
     let (at, backlog) = (o.socket, o.options.backlog);
     let key = (o.instance, o.address.clone());
     let acceptor =

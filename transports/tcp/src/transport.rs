@@ -98,14 +98,7 @@ impl TransportKind for TcpTransport {
             socket,
         };
         lock(&self.open).insert(address.clone(), core.clone());
-        let (tx, rx) = oneshot::channel();
-        core.send(move |r| {
-            let reactor = r.clone();
-            r.spawn(async move {
-                let _ = tx.send(acceptor::open(&reactor, opening).await);
-            });
-        });
-        rx
+        core.call(move |r| acceptor::open(r, opening))
     }
 
     fn unlisten(&self, address: &Address) -> oneshot::Receiver<()> {
