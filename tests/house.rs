@@ -8,17 +8,44 @@ use std::process::Command;
 const ROOMS: &[(&str, &[&str])] = &[
     ("longshore-reactor", &[]),
     ("longshore-nvme", &["longshore-reactor"]),
-    ("longshore-bdev", &["longshore-reactor", "longshore-nvme"]),
+    ("longshore-accel", &["longshore-reactor"]),
+    ("longshore-bdev", &["longshore-reactor", "longshore-nvme", "longshore-accel"]),
     ("longshore-nvmf", &["longshore-reactor", "longshore-nvme", "longshore-bdev"]),
     ("longshore-tcp", &["longshore-reactor", "longshore-nvme", "longshore-bdev", "longshore-nvmf"]),
-    ("longshore-rpc", &["longshore-reactor", "longshore-nvme", "longshore-bdev", "longshore-nvmf", "longshore-tcp"]),
+    (
+        "longshore-rpc",
+        &[
+            "longshore-reactor",
+            "longshore-nvme",
+            "longshore-accel",
+            "longshore-bdev",
+            "longshore-nvmf",
+            "longshore-tcp",
+        ],
+    ),
     (
         "longshore-perf",
-        &["longshore-reactor", "longshore-nvme", "longshore-bdev", "longshore-nvmf", "longshore-tcp", "longshore-rpc"],
+        &[
+            "longshore-reactor",
+            "longshore-nvme",
+            "longshore-accel",
+            "longshore-bdev",
+            "longshore-nvmf",
+            "longshore-tcp",
+            "longshore-rpc",
+        ],
     ),
     (
         "longshore",
-        &["longshore-reactor", "longshore-nvme", "longshore-bdev", "longshore-nvmf", "longshore-tcp", "longshore-rpc"],
+        &[
+            "longshore-reactor",
+            "longshore-nvme",
+            "longshore-accel",
+            "longshore-bdev",
+            "longshore-nvmf",
+            "longshore-tcp",
+            "longshore-rpc",
+        ],
     ),
 ];
 
