@@ -2,4 +2,5 @@
 //!
 //! Functions here take plain byte slices and do their work before they return.
 
+pub mod erasure;
 pub mod gf;

@@ -1,0 +1,89 @@
+//! Coefficients prepared for the kernels, once, when a codec or decoder is made.
+
+use crate::gf;
+
+/// A coefficient for each pair of an output and a source.
+#[derive(Debug, Clone)]
+pub(super) struct Coefficients {
+    outputs: usize,
+    values: Box<[u8]>,
+    affine: Box<[u64]>,
+    nibbles: Box<[[u8; 32]]>,
+}
+
+/// The coefficients of one source after the other; `outputs` entries each.
+#[derive(Debug, Clone, Copy)]
+#[allow(dead_code)] // what vector kernels take
+pub(super) struct Columns<'a> {
+    /// Outputs.
+    pub(super) outputs: usize,
+    /// The coefficients themselves.
+    pub(super) values: &'a [u8],
+    /// Multiplication by the coefficient as a matrix of bits, in the order of `GF2P8AFFINEQB`.
+    pub(super) affine: &'a [u64],
+    /// Products of the coefficient with 0 to 15, then with 0x00, 0x10 to 0xf0.
+    pub(super) nibbles: &'a [[u8; 32]],
+}
+
+impl Coefficients {
+    /// Prepares `coefficient(output, source)` of all pairs.
+    pub(super) fn new(outputs: usize, sources: usize, mut coefficient: impl FnMut(usize, usize) -> u8) -> Self {
+        let values: Box<[u8]> = (0..sources * outputs).map(|at| coefficient(at % outputs, at / outputs)).collect();
+        let affine = values.iter().map(|&c| affine(c)).collect();
+        let nibbles = values.iter().map(|&c| nibbles(c)).collect();
+        Self { outputs, values, affine, nibbles }
+    }
+
+    pub(super) fn value(&self, output: usize, source: usize) -> u8 {
+        self.values[source * self.outputs + output]
+    }
+
+    /// Of all sources.
+    pub(super) fn all(&self) -> Columns<'_> {
+        Columns { outputs: self.outputs, values: &self.values, affine: &self.affine, nibbles: &self.nibbles }
+    }
+
+    /// Of one source.
+    pub(super) fn source(&self, source: usize) -> Columns<'_> {
+        let at = source * self.outputs..(source + 1) * self.outputs;
+        Columns {
+            outputs: self.outputs,
+            values: &self.values[at.clone()],
+            affine: &self.affine[at.clone()],
+            nibbles: &self.nibbles[at],
+        }
+    }
+}
+
+/// Byte `7 - i` says which bits of the operand sum up to bit `i` of the product.
+fn affine(c: u8) -> u64 {
+    let mut matrix = 0;
+    for bit in 0..8 {
+        let product = gf::mul(c, 1 << bit);
+        for i in 0..8 {
+            matrix |= u64::from(product >> i & 1) << ((7 - i) * 8 + bit);
+        }
+    }
+    matrix
+}
+
+fn nibbles(c: u8) -> [u8; 32] {
+    std::array::from_fn(|i| if i < 16 { gf::mul(c, i as u8) } else { gf::mul(c, (i as u8 - 16) << 4) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_multiply_as_the_field_does() {
+        for c in 0..=255u8 {
+            let (m, n) = (affine(c).to_be_bytes(), nibbles(c));
+            for x in 0..=255u8 {
+                let bits = (0..8).fold(0, |p, i| p | (((m[i] & x).count_ones() as u8 & 1) << i));
+                assert_eq!(bits, gf::mul(c, x), "{c} * {x}");
+                assert_eq!(n[usize::from(x & 15)] ^ n[usize::from(16 + (x >> 4))], gf::mul(c, x), "{c} * {x}");
+            }
+        }
+    }
+}
