@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use longshore_nvme::host::{Completer, Data, Done, HostError, IoQueue, Rejected};
-use longshore_nvme::wire::identify::vwc;
 use longshore_nvme::wire::io::{CopyRange, DsmRange, cdw12, dsm};
 use longshore_nvme::wire::opcode::io as opcode;
 use longshore_nvme::wire::{Fuse, Sqe, Status};
@@ -108,8 +108,6 @@ pub(crate) struct CoreQueue {
     pub(super) again: RefCell<Option<Timer>>,
     /// Watches over commands that were to be aborted, by namespace and serial number of the device.
     pub(super) deadlines: RefCell<HashMap<(u32, u32), Timer>>,
-    /// The controller has, or had, a volatile write cache.
-    cached: Cell<bool>,
 }
 
 thread_local! {
@@ -159,7 +157,6 @@ impl CoreQueue {
             dry: RefCell::default(),
             again: RefCell::default(),
             deadlines: RefCell::default(),
-            cached: Cell::default(),
         });
         OPEN.with(|m| m.borrow_mut().insert(entry.number, Rc::downgrade(&q)));
         entry.core_joins(reactor.handle());
@@ -233,10 +230,6 @@ impl CoreQueue {
             let n = f.len().max(q.room());
             f.resize_with(n, || None);
         }
-        // It may have come back with a cache that it did not have.
-        if q.controller().info().is_none_or(|i| i.identify.vwc & vwc::PRESENT != 0) {
-            self.cached.set(true);
-        }
         *self.queue.borrow_mut() = Some(q);
         self.link.set(Link::Up);
         self.failing_since.set(None);
@@ -250,10 +243,10 @@ impl CoreQueue {
         self.look();
     }
 
-    /// A flush has nothing to do: the controller that is connected now has no volatile write cache.
+    /// A flush has nothing to do: the controller never had a volatile write cache.
     #[inline]
     pub(super) fn needs_no_flush(&self) -> bool {
-        self.link.get() == Link::Up && !self.cached.get()
+        self.link.get() == Link::Up && !self.entry.cached.load(Ordering::Acquire)
     }
 
     #[inline]

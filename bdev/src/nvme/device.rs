@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use longshore_nvme::host::{Info, Namespace};
-use longshore_nvme::wire::identify::{oncs, vwc};
+use longshore_nvme::wire::identify::oncs;
 use longshore_reactor::Reactor;
 
 use super::channel::NvmeChannel;
@@ -80,7 +80,8 @@ impl NvmeBdev {
         geometry.max_unmap_blocks = NLB_MAX as u32;
         geometry.max_copy_blocks = data.mssrl.get().into();
         geometry.optimal_io_boundary = data.noiob.get().into();
-        geometry.volatile_cache = info.identify.vwc & vwc::PRESENT != 0;
+        // Whatever the controller says today: see the module's "Caches".
+        geometry.volatile_cache = true;
         // Told apart from one that may take its place under the same identifier.
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed) & Tag::MAX_SERIAL;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use longshore_nvme::host::{Controller, ControllerState, HostError, Namespace};
+use longshore_nvme::wire::identify::vwc;
 use longshore_nvme::wire::log::lid;
 use longshore_reactor::{CoreHandle, Reactor, oneshot};
 use uuid::Uuid;
@@ -42,6 +43,8 @@ pub(crate) struct Entry {
     pub(super) retries: i32,
     pub(super) owner: Weak<Controllers>,
     pub(super) recovering: AtomicBool,
+    /// The controller has, or had, a volatile write cache. Known on all cores before any of them sends it anything.
+    pub(super) cached: AtomicBool,
     path: AtomicU8,
     nodes: Mutex<BTreeMap<u32, Arc<BdevNode>>>,
     /// Cores with a queue.
@@ -70,6 +73,7 @@ impl Entry {
             retries,
             owner,
             recovering: AtomicBool::new(false),
+            cached: AtomicBool::new(false),
             path: AtomicU8::new(Path::Up as u8),
             nodes: Mutex::default(),
             cores: Mutex::default(),
@@ -196,6 +200,10 @@ impl Entry {
             Some(o) if self.path() != Path::Closing => o.registry.clone(),
             _ => return Err(AttachError::Host(HostError::Gone)),
         };
+        // It may have come back with a cache that it did not have. No I/O queue is made before this has run.
+        if self.ctrl.info().is_none_or(|i| i.identify.vwc & vwc::PRESENT != 0) {
+            self.cached.store(true, Ordering::Release);
+        }
         // Reading the list lets the controller report the next change.
         let _ = self.ctrl.log_page(lid::CHANGED_NAMESPACES, u32::MAX, 0, 4096, false).await;
         let active = self.ctrl.active_namespaces().await.map_err(AttachError::Host)?;

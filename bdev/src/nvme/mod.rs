@@ -14,6 +14,14 @@
 //! What may not be executed twice is not sent again: a compare-and-write that was under way, which would find its own write, and
 //! a copy onto a part of its own source. It ends with `ABORTED_BY_HOST` and Do Not Retry: whether it was executed is unknown.
 //!
+//! # Caches
+//!
+//! A remote namespace always counts as one with a volatile write cache. Its controller may say today that it has none and come back
+//! with one, after an update or on other hardware; users that had been told so when it was attached would go on without flushes,
+//! and could not be told otherwise: hosts read it when they connect. To remove the device instead and add it again would take
+//! a volume down for a change that loses nothing as long as its users flush. What it costs them is a flush that ends here: it is
+//! not sent while the controller never had a cache.
+//!
 //! A controller with a volatile write cache that loses power loses writes that it acknowledged; a host that did not see it cannot
 //! know. Export such a device with its cache off, or from a file or device that the machine's death does not concern.
 
