@@ -104,18 +104,30 @@ impl Entry {
             self.ctrl.reset().await?;
         }
         // Nothing is sent again before it is known to go to the same namespaces, all of them seen by one association.
-        for _ in 0..SCANS {
+        let mut lost = 0;
+        loop {
             let generation = self.ctrl.generation();
-            if let Err(AttachError::Host(e)) = self.rescan(r, false).await {
-                return Err(e);
+            let end = self.rescan(r, false).await;
+            if self.path() == Path::Closing {
+                return Err(HostError::Gone);
             }
-            match self.ctrl.needs_reset() {
-                true => self.ctrl.reset().await?,
-                false if self.ctrl.generation() == generation => return Ok(()),
-                false => {}
+            match end {
+                _ if self.ctrl.needs_reset() => {
+                    lost += 1;
+                    if lost == SCANS {
+                        let why = self.ctrl.why_lost();
+                        return Err(HostError::Lost(format!(
+                            "it was lost {SCANS} times while its namespaces were looked at: {why}"
+                        )));
+                    }
+                    self.ctrl.reset().await?;
+                }
+                // Somebody else brought it back meanwhile.
+                _ if self.ctrl.generation() != generation => {}
+                Err(AttachError::Host(e)) => return Err(e),
+                _ => return Ok(()),
             }
         }
-        Err(HostError::Lost(format!("it was lost {SCANS} times while its namespaces were looked at")))
     }
 
     /// What happens when the controller is not back in time, as long as this is kept.

@@ -5,7 +5,7 @@ mod world;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longshore_bdev::nvme::{AttachOptions, Controllers, PathFilter, TransportId};
 use longshore_bdev::{Channel, Registry, Status};
@@ -16,6 +16,9 @@ use world::{NQN, World, block_on};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const FLUSH: u8 = 0;
+const GET_LOG_PAGE: u8 = 2;
+/// Log identifier of the changed namespaces: what a look at the namespaces begins with.
+const CHANGED_NAMESPACES: u32 = 4;
 /// Where Identify Controller says whether there is a volatile write cache.
 const VWC: usize = 525;
 
@@ -48,6 +51,14 @@ impl Remote {
             f(r, desc.channel().unwrap()).await
         });
         run.wait_timeout(PATIENCE).expect("in time").unwrap()
+    }
+
+    fn read(&self) -> Status {
+        self.run(|r, ch| async move { ch.read(0, 8, r.dma().alloc(4096).unwrap()).await.0 })
+    }
+
+    fn state(&self) -> &'static str {
+        self.controllers.list(None).unwrap()[0].state
     }
 
     fn done(self) {
@@ -85,5 +96,37 @@ fn a_namespace_counts_as_cached_whatever_its_controller_says_and_flushes_are_sen
     block_on(remote.controllers.reset("Nvme0")).unwrap();
     assert_eq!(flush(), Status::SUCCESS);
     assert_eq!(flushes.load(Ordering::SeqCst), 1, "the controller has a cache now");
+    remote.done();
+}
+
+#[test]
+fn a_controller_that_is_lost_three_times_while_its_namespaces_are_looked_at_is_back_and_after_four_times_given_up() {
+    let losses = Arc::new(AtomicUsize::new(0));
+    let left = losses.clone();
+    let remote = Remote::attach(move |way, p| {
+        let look = way == Way::ToTarget
+            && command(p).is_some_and(|(op, dw10)| op == GET_LOG_PAGE && dw10 & 0xff == CHANGED_NAMESPACES);
+        let lose = |n: usize| n.checked_sub(1);
+        !look || left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose).is_err()
+    });
+    assert_eq!(remote.read(), Status::SUCCESS);
+    for (times, back) in [(3, true), (4, false)] {
+        losses.store(times, Ordering::SeqCst);
+        remote.relay.cut();
+        let start = Instant::now();
+        while losses.load(Ordering::SeqCst) > 0 || !matches!(remote.state(), "enabled" | "failed") {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{} losses are left, it is {}",
+                losses.load(Ordering::SeqCst),
+                remote.state()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let s = remote.read();
+        assert!(if back { s.is_ok() } else { s.is_path_error() }, "lost {times} times: {s}");
+    }
+    block_on(remote.controllers.reset("Nvme0")).unwrap();
+    assert_eq!(remote.read(), Status::SUCCESS);
     remote.done();
 }
