@@ -54,6 +54,13 @@ const JSON_ROOMS: &[&str] = &["longshore-rpc", "longshore-perf", "longshore"];
 
 /// The modules that may contain `unsafe`, each with why.
 const UNSAFE: &[(&str, &str)] = &[
+    ("accel/src/erasure/kernels/avx2.rs", "vector instructions"),
+    ("accel/src/erasure/kernels/gfni_avx2.rs", "vector instructions"),
+    ("accel/src/erasure/kernels/gfni_avx512.rs", "vector instructions"),
+    ("accel/src/erasure/kernels/lanes.rs", "the loop around vector instructions"),
+    ("accel/src/erasure/kernels/mod.rs", "kernels called where the processor can run them"),
+    ("accel/src/erasure/kernels/neon.rs", "vector instructions"),
+    ("accel/src/erasure/kernels/ssse3.rs", "vector instructions"),
     ("bdev/src/channel.rs", "completion frames point to channels"),
     ("bdev/src/frame.rs", "completion frames"),
     ("bdev/src/io.rs", "slots reached by their handle"),

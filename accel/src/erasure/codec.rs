@@ -1,9 +1,9 @@
 //! Encoding, updating and rebuilding.
 
+use super::ErasureError;
 use super::coefficients::Coefficients;
-use super::kernels::Kernel;
+use super::kernels::{Kernel, Runnable};
 use super::matrix::{MAX_DATA, MAX_PARITY, MatrixKind, Square, invert};
-use super::{ErasureError, kernels};
 
 /// An erasure code of `k` data and `m` parity chunks, with everything prepared that encoding needs. Immutable: share it in an `Arc`.
 #[derive(Debug, Clone)]
@@ -12,7 +12,7 @@ pub struct Codec {
     data: usize,
     parity: usize,
     coefficients: Coefficients,
-    kernel: Kernel,
+    kernel: Runnable,
 }
 
 impl Codec {
@@ -31,9 +31,7 @@ impl Codec {
         if !kind.is_mds(k, m) {
             return Err(ErasureError::NotMds { kind, data: k, parity: m });
         }
-        if !kernel.is_available() {
-            return Err(ErasureError::KernelUnavailable(kernel));
-        }
+        let kernel = Runnable::new(kernel).ok_or(ErasureError::KernelUnavailable(kernel))?;
         let coefficients = Coefficients::new(m, k, |i, j| kind.coefficient(k, i, j));
         Ok(Self { kind, data: k, parity: m, coefficients, kernel })
     }
@@ -55,7 +53,7 @@ impl Codec {
 
     /// What runs this code.
     pub fn kernel(&self) -> Kernel {
-        self.kernel
+        self.kernel.kernel()
     }
 
     /// The coefficient of data chunk `data` (below `k`) in parity chunk `parity` (below `m`).
@@ -74,7 +72,7 @@ impl Codec {
     /// # Panics
     /// Where the number of chunks is not that of the code, or chunks differ in length.
     pub fn encode(&self, data: &[&[u8]], parity: &mut [&mut [u8]]) {
-        kernels::dot(self.kernel, self.coefficients.all(), data, parity, false);
+        self.kernel.dot(self.coefficients.all(), data, parity, false);
     }
 
     /// Brings all `m` parity chunks up to date with data chunk `index`, of which `delta` is the sum (XOR) of its old and new contents.
@@ -83,7 +81,7 @@ impl Codec {
     /// Where there is no such data chunk, the number of parity chunks is not that of the code, or chunks differ in length.
     pub fn update(&self, index: usize, delta: &[u8], parity: &mut [&mut [u8]]) {
         assert!(index < self.data, "data chunk {index} of {}", self.data);
-        kernels::dot(self.kernel, self.coefficients.source(index), &[delta], parity, true);
+        self.kernel.dot(self.coefficients.source(index), &[delta], parity, true);
     }
 
     /// Prepares to rebuild the chunks `lost` (numbers from 0 to `k + m - 1`, data first; any order) from `k` of the chunks `available`: data
@@ -162,7 +160,7 @@ pub struct Decoder {
     lost: Box<[usize]>,
     sources: Box<[usize]>,
     coefficients: Coefficients,
-    kernel: Kernel,
+    kernel: Runnable,
 }
 
 impl Decoder {
@@ -181,6 +179,6 @@ impl Decoder {
     /// # Panics
     /// Where the number of chunks is another, or chunks differ in length.
     pub fn decode(&self, sources: &[&[u8]], out: &mut [&mut [u8]]) {
-        kernels::dot(self.kernel, self.coefficients.all(), sources, out, false);
+        self.kernel.dot(self.coefficients.all(), sources, out, false);
     }
 }

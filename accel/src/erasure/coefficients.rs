@@ -13,7 +13,6 @@ pub(super) struct Coefficients {
 
 /// The coefficients of one source after the other; `outputs` entries each.
 #[derive(Debug, Clone, Copy)]
-#[allow(dead_code)] // what vector kernels take
 pub(super) struct Columns<'a> {
     /// Outputs.
     pub(super) outputs: usize,
