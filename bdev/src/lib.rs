@@ -46,6 +46,7 @@ mod tests;
 mod vbdev;
 
 pub mod delay;
+pub mod ec;
 pub mod error;
 pub mod malloc;
 pub mod null;
