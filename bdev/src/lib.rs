@@ -53,6 +53,7 @@ pub mod null;
 pub mod nvme;
 pub mod passthru;
 pub mod uring;
+pub mod volatile;
 
 pub use base::{Base, derived_uuid};
 pub use channel::{Channel, Inflight};

@@ -224,6 +224,26 @@ fn delays_and_errors_are_made_changed_and_deleted() {
 }
 
 #[test]
+fn volatile_devices_are_made_shown_dumped_and_deleted() {
+    let rig = Rig::running();
+    let create = json!({"name": "V", "base_bdev_name": "M", "seed": 7, "cache_size_mb": 2});
+    assert_eq!(rig.call("bdev_volatile_create", create.clone()), Ok(json!("V")), "the device beneath may come later");
+    assert_eq!(rig.fails("bdev_volatile_create", create), (-17, "File exists".into()));
+    rig.call("bdev_malloc_create", json!({"name": "M", "num_blocks": 16, "block_size": 512})).unwrap();
+    let bdev = &rig.call("bdev_get_bdevs", json!({"name": "V"})).unwrap()[0];
+    let shown = json!({"name": "V", "base_bdev_name": "M", "seed": 7, "cache_size_mb": 2, "unflushed_bytes": 0});
+    assert_eq!(bdev["driver_specific"]["volatile"], shown);
+    let config = rig.call("framework_get_config", json!({"name": "bdev"})).unwrap();
+    let entry = config.as_array().unwrap().iter().find(|e| e["method"] == "bdev_volatile_create").unwrap();
+    assert_eq!((&entry["params"]["seed"], &entry["params"]["cache_size_mb"]), (&json!(7), &json!(2)));
+    let none = json!({"name": "W", "base_bdev_name": "M", "seed": 7, "cache_size_mb": 0});
+    assert_eq!(rig.fails("bdev_volatile_create", none), (-22, "Invalid argument".into()));
+    assert_eq!(rig.call("bdev_volatile_delete", json!({"name": "V"})), Ok(json!(true)));
+    assert_eq!(rig.fails("bdev_volatile_delete", json!({"name": "V"})).0, -19);
+    assert_eq!(rig.names(), ["M"]);
+}
+
+#[test]
 fn limits_and_histograms_are_set_shown_and_dumped() {
     let rig = Rig::running();
     rig.call("bdev_null_create", json!({"name": "N", "num_blocks": 256, "block_size": 4096})).unwrap();

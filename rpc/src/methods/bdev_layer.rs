@@ -1,4 +1,4 @@
-//! `bdev_passthru_*`, `bdev_delay_*`, `bdev_error_*`: devices on top of another one. Each may be asked for before the device beneath it
+//! `bdev_passthru_*`, `bdev_delay_*`, `bdev_error_*`, `bdev_volatile_*`: devices on top of another one. Each may be asked for before the device beneath it
 //! is there, and is then made when that comes: saved configurations list layers first.
 
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use longshore_bdev::delay::{Delay, Latency};
 use longshore_bdev::error::{ErrorDev, Fault, Injection};
 use longshore_bdev::passthru::Passthru;
-use longshore_bdev::{BdevError, BdevNode, Op, Status, Vbdev, delay, error, passthru};
+use longshore_bdev::volatile::Volatile;
+use longshore_bdev::{BdevError, BdevNode, Op, Status, Vbdev, delay, error, passthru, volatile};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -106,6 +107,21 @@ params! {
 }
 
 params! {
+    struct VolatileCreate {
+        /// Name.
+        name: String,
+        /// Name of the device beneath; it may come later.
+        base_bdev_name: String,
+        /// UUID; without it one derived from the device beneath.
+        uuid: Option<Uuid>,
+        /// Decides which blocks reach the device beneath before they are flushed.
+        seed: u64,
+        /// Memory for what is not flushed, 1 to 4096; when it is full, the oldest half is written to the device beneath.
+        cache_size_mb: u64 = 64,
+    }
+}
+
+params! {
     struct Name {
         /// Name of the device.
         name: String,
@@ -177,6 +193,14 @@ pub(super) fn declare(registry: &mut Registry) {
         .refusal(Refusal::PARAMS_OBJECT)
         .error(-ENODEV, "No such device"),
     );
+    registry.add(
+        create(Method::new("bdev_volatile_create", When::Runtime, volatile_create))
+            .doc(
+                "Makes a device for tests that loses what was not flushed: a kill of the daemon, or deleting the device, is a power cut. \
+                 Unflushed writes are held in memory, but for a random choice of blocks that goes on to the device beneath at once.",
+            )
+            .example(json!({"name": "V0", "base_bdev_name": "File0", "seed": 1}), json!("V0")),
+    );
     let delete = |name, module: &'static str| {
         Method::new(name, When::Runtime, move |app: Arc<App>, p: Name| async move {
             let name = app.bdevs.find(&p.name).map_or(p.name, |node| node.name().to_string());
@@ -189,6 +213,10 @@ pub(super) fn declare(registry: &mut Registry) {
     };
     registry.add(delete("bdev_passthru_delete", passthru::MODULE));
     registry.add(delete("bdev_delay_delete", delay::MODULE));
+    registry.add(
+        delete("bdev_volatile_delete", volatile::MODULE)
+            .doc("Deletes the device, as a power cut would: **what was not flushed is lost**. It answers when nobody uses it any more."),
+    );
     registry.add(delete("bdev_error_delete", error::MODULE).refusal(Refusal::PARAMS_OBJECT));
 }
 
@@ -203,6 +231,18 @@ async fn delay_create(app: Arc<App>, p: DelayCreate) -> Reply {
         p99_write_us: p.p99_write_latency,
     };
     delay::create(&app.bdevs, options)?;
+    Ok(json!(p.name))
+}
+
+async fn volatile_create(app: Arc<App>, p: VolatileCreate) -> Reply {
+    let options = volatile::Options {
+        name: p.name.clone(),
+        base: p.base_bdev_name,
+        uuid: p.uuid,
+        seed: p.seed,
+        cache_bytes: p.cache_size_mb.saturating_mul(1 << 20),
+    };
+    volatile::create(&app.bdevs, options)?;
     Ok(json!(p.name))
 }
 
@@ -278,6 +318,13 @@ pub(super) fn driver_specific(node: &BdevNode) -> Option<Value> {
             "p99_read_latency": o.p99_read_us, "avg_write_latency": o.avg_write_us, "p99_write_latency": o.p99_write_us,
         }}));
     }
+    if let Some(layer) = device.downcast_ref::<Volatile>() {
+        let o = layer.options();
+        return Some(json!({"volatile": {
+            "name": node.name(), "base_bdev_name": layer.base_name(), "seed": o.seed, "cache_size_mb": o.cache_bytes >> 20,
+            "unflushed_bytes": layer.unflushed_bytes(),
+        }}));
+    }
     let layer = device.downcast_ref::<ErrorDev>()?;
     Some(json!({"error_disk": {"name": node.name(), "base_bdev": layer.base_name()}}))
 }
@@ -305,6 +352,12 @@ fn dump_one(app: &App, spec: &dyn Vbdev) -> Option<(u8, Entry)> {
     }
     if let Some(o) = error::options(spec) {
         return Some((1, Entry::new("bdev_error_create", clean(json!({"base_name": o.base, "uuid": uuid(o.uuid)})))));
+    }
+    if let Some(o) = spec.as_any().downcast_ref::<volatile::Options>() {
+        let params = clean(json!({
+            "name": o.name, "base_bdev_name": o.base, "uuid": uuid(o.uuid), "seed": o.seed, "cache_size_mb": o.cache_bytes >> 20,
+        }));
+        return Some((2, Entry::new("bdev_volatile_create", params)));
     }
     let o = spec.as_any().downcast_ref::<passthru::Options>()?;
     let params = clean(json!({"base_bdev_name": o.base, "name": o.name, "uuid": uuid(o.uuid)}));
