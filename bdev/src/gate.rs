@@ -3,7 +3,7 @@
 use longshore_nvme::wire::Status;
 
 use crate::channel::{ChannelInner, PIECE};
-use crate::io::{IoId, IoRef, Op};
+use crate::io::{IoFlags, IoId, IoRef, Op};
 use crate::{job, qos, range_lock, reset, split};
 
 /// New requests wait (reset, quiesce).
@@ -95,9 +95,13 @@ impl ChannelInner {
     }
 
     /// Cuts or emulates what the device cannot do as it is, passes on the rest.
-    fn shape(&self, io: IoRef, bits: u64) {
+    fn shape(&self, mut io: IoRef, bits: u64) {
         if !self.native.has(io.op()) {
             return job::emulate(self, io, bits, None);
+        }
+        if io.op() == Op::CompareAndWrite {
+            // The device does both halves: how far it has come nobody knows.
+            io.set_flags(io.flags().with(IoFlags::WRITE_BEGUN));
         }
         match split::check(self.geometry(), &io) {
             split::Fit::Whole => self.pass(io, self.stamp() | bits),

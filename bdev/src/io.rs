@@ -85,6 +85,9 @@ impl IoFlags {
     /// which stays as it is until the last reference goes. If it cannot, the read succeeds without a buffer, and is to be
     /// submitted again with one.
     pub const LEND: IoFlags = IoFlags(16);
+    /// Said of a compare-and-write by the block layer: its write may have begun. If it fails, and not for its comparison, what its
+    /// range holds is unknown, and to submit it again might compare with its own data.
+    pub const WRITE_BEGUN: IoFlags = IoFlags(32);
 
     /// True if every bit of `other` is set.
     pub const fn has(self, other: IoFlags) -> bool {

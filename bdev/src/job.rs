@@ -316,6 +316,9 @@ impl Job {
             let new = parent.second_segment();
             // SAFETY: the parent, which owns the memory, is held until its last child has ended, and writes only read it.
             unsafe { child.set_raw(new.as_ptr().cast_mut(), s.total as usize * bs) };
+            if let Some(parent) = &mut s.parent {
+                parent.set_flags(parent.flags().with(IoFlags::WRITE_BEGUN));
+            }
             return Ok(true);
         }
         if !s.second {

@@ -12,19 +12,16 @@ use std::time::Duration;
 use longshore_nvme::host::{Completer, Data, Done, HostError, IoQueue, Rejected};
 use longshore_nvme::wire::io::{CopyRange, DsmRange, cdw12, dsm};
 use longshore_nvme::wire::opcode::io as opcode;
-use longshore_nvme::wire::{Fuse, Sqe, Status};
+use longshore_nvme::wire::{Sqe, Status};
 use longshore_reactor::{DmaBuf, Reactor, Timer};
 
 use super::entry::{Entry, Path};
+use super::pair::Pair;
 use crate::io::{IoFlags, IoRef, Op};
 use crate::queue::IoQueue as Held;
 
 /// A queue that could not be made is asked for again after this, unless the controller was reset since.
 const AGAIN: Duration = Duration::from_millis(250);
-
-/// Tags of the two halves of a fused pair.
-const FIRST: u64 = 1;
-const SECOND: u64 = 2;
 
 /// What a request carries in its second word: its namespace, the device it was sent to, and how often it was sent again.
 #[derive(Clone, Copy)]
@@ -77,13 +74,6 @@ pub(super) enum Link {
     Up,
 }
 
-/// A compare-and-write under way.
-pub(super) struct Pair {
-    pub(super) io: IoRef,
-    pub(super) cids: [u16; 2],
-    ends: [Option<Status>; 2],
-}
-
 pub(crate) struct CoreQueue {
     pub(super) me: Weak<CoreQueue>,
     pub(super) reactor: Reactor,
@@ -128,7 +118,7 @@ impl Drop for CoreQueue {
     }
 }
 
-enum Start {
+pub(super) enum Start {
     Started,
     /// The request waits for room or memory.
     Later(IoRef),
@@ -367,43 +357,6 @@ impl CoreQueue {
         }
     }
 
-    /// A fused Compare and Write: two commands in a row, or none.
-    fn start_pair(&self, q: &IoQueue, mut io: IoRef, first: Sqe, pieces: &mut Vec<DmaBuf>, want: usize) -> Start {
-        if io.second_segment().len() < want {
-            return Start::Failed(io, Status::DATA_SGL_LENGTH_INVALID);
-        }
-        if q.room() < 2 {
-            return match q.outstanding() {
-                0 if q.is_open() => Start::Failed(io, Status::INVALID_OPCODE), // never: the queue has one entry
-                _ => Start::Later(io),
-            };
-        }
-        let Some(me) = self.me.upgrade() else { return Start::Failed(io, Status::INTERNAL_ERROR) };
-        let new = self.lend(io.second_segment().as_ptr(), want);
-        let (mut a, mut b) = (first, first);
-        a.cdw12 &= !cdw12::FUA;
-        a.flags |= Fuse::First as u8;
-        b.opcode = opcode::WRITE;
-        b.flags |= Fuse::Second as u8;
-        let word = io.words()[1];
-        let one = match q.submit(&a, Data::WriteMany(pieces), me.clone(), FIRST) {
-            Ok(cid) => cid,
-            Err(e) => return Start::Failed(io, e.status()), // never: there is room, and it is open
-        };
-        match q.submit(&b, Data::Write(new), me, SECOND) {
-            Ok(two) => {
-                io.set_words([u64::from(two) + 1, word]);
-                self.pairs.borrow_mut().push(Pair { io, cids: [one, two], ends: [None; 2] });
-            }
-            Err(e) => {
-                // The lone half ends too; the request waits for it.
-                q.close("half of a fused pair could not be sent");
-                self.pairs.borrow_mut().push(Pair { io, cids: [one, u16::MAX], ends: [None, Some(e.status())] });
-            }
-        }
-        Start::Started
-    }
-
     /// The first `want` bytes of a request's memory, in pieces. False if it has less.
     #[inline]
     fn gather(&self, io: &IoRef, want: usize, pieces: &mut Vec<DmaBuf>) -> bool {
@@ -426,28 +379,12 @@ impl CoreQueue {
     }
 
     /// Memory of a request as a buffer.
-    fn lend(&self, ptr: *const u8, len: usize) -> DmaBuf {
+    pub(super) fn lend(&self, ptr: *const u8, len: usize) -> DmaBuf {
         unsafe fn nothing(_: *mut ()) {}
         let ptr = NonNull::new(ptr.cast_mut()).unwrap_or(NonNull::dangling());
         // SAFETY: a request keeps its memory until it is completed, which happens only after its command ended; by then the queue
         // pair has dropped the buffer, and nothing of it is queued to be sent or being received. Releasing does nothing.
         unsafe { self.reactor.dma().adopt(ptr, len, nothing, std::ptr::null_mut()) }
-    }
-
-    #[cold]
-    fn half_ended(&self, done: &Done) {
-        let half = usize::from(done.tag == SECOND);
-        let ended = {
-            let mut pairs = self.pairs.borrow_mut();
-            let Some(i) = pairs.iter().position(|p| p.cids[half] == done.cid && p.ends[half].is_none()) else { return };
-            pairs[i].ends[half] = Some(done.status);
-            matches!(pairs[i].ends, [Some(_), Some(_)]).then(|| pairs.swap_remove(i))
-        };
-        let Some(Pair { io, ends: [Some(a), Some(b)], .. }) = ended else { return };
-        // What failed first says why; the other half only says that it was aborted for it.
-        let status = if a.is_err() && !(a.is(Status::ABORTED_FAILED_FUSED) && b.is_err()) { a } else { b };
-        // A pair that was executed finds its own write if it is sent again: it may not be.
-        io.complete(if status.is(Status::ABORTED_BY_HOST) { status.with_dnr() } else { status });
     }
 }
 
@@ -472,7 +409,7 @@ impl Completer for CoreQueue {
             let io = self.flights.borrow_mut().get_mut(usize::from(done.cid)).and_then(Option::take);
             match io {
                 Some(io) if done.status.is_ok() => io.complete(done.status),
-                Some(io) => self.failed(io, done.status),
+                Some(io) => self.failed(io, done.status, done.late),
                 None => {}
             }
         } else {

@@ -11,8 +11,7 @@
 //! fail with a path related status when `fast_io_fail_timeout_sec` has passed, when the controller is given up or detached, and
 //! when their namespace is gone or was replaced.
 //!
-//! What may not be executed twice is not sent again: a compare-and-write that was under way, which would find its own write, and
-//! a copy onto a part of its own source. It ends with `ABORTED_BY_HOST` and Do Not Retry: whether it was executed is unknown.
+//! What may not be executed twice is not sent again: a compare-and-write that was under way (`pair` has the rule), and a copy onto a part of its own source. It ends with `ABORTED_BY_HOST` and Do Not Retry: whether it was executed is unknown.
 //!
 //! # Caches
 //!
@@ -32,6 +31,7 @@ mod device;
 mod discovery;
 mod entry;
 mod options;
+mod pair;
 mod recover;
 mod waiting;
 

@@ -20,12 +20,12 @@ pub(super) const GONE: Status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
 const ABORTED: u64 = 1 << 32;
 
 /// Whether an abort was asked for.
-fn aborted(io: &IoRef) -> bool {
+pub(super) fn aborted(io: &IoRef) -> bool {
     io.words()[0] & ABORTED != 0
 }
 
-/// Whether a request may be executed twice and leave what it leaves when executed once. A compare-and-write may not, and is
-/// never tried again; nor may a copy onto a part of its own source.
+/// Whether a request may be executed twice and leave what it leaves when executed once. A copy onto a part of its own source may
+/// not. A compare-and-write may not either: it is asked about only if it was not executed.
 fn repeatable(io: &IoRef) -> bool {
     io.op() != Op::Copy || io.lba().abs_diff(io.copy_source()) >= u64::from(io.nblocks())
 }
@@ -54,13 +54,16 @@ impl CoreQueue {
 
     /// A request was sent and failed: whoever sent it is told, unless it is to be tried again.
     #[cold]
-    pub(super) fn failed(&self, mut io: IoRef, status: Status) {
+    ///
+    /// `late`: it was to be aborted because it took too long. That is for its user to know, as with SPDK: again and again it might
+    /// take as long.
+    pub(super) fn failed(&self, mut io: IoRef, status: Status, late: bool) {
         // The controller may say the same of a command that it ended itself.
         let lost = status.is(Status::ABORTED_BY_HOST) && self.queue.borrow().as_ref().is_none_or(|q| !q.is_open());
         let tag = Tag::of(&io);
         let limit = self.entry.retries;
         // Nobody asked for this one: an Abort came late, and its command's identifier was in use again.
-        let stray = status.is(Status::ABORT_REQUESTED) && !aborted(&io);
+        let stray = status.is(Status::ABORT_REQUESTED) && !aborted(&io) && !late;
         let again = lost || (stray || passing(status)) && (limit < 0 || i32::from(tag.retries()) < limit);
         let open = matches!(self.entry.path(), Path::Up | Path::Held);
         if aborted(&io) || !again || !open || !self.entry.is_current(tag.nsid(), tag.serial()) {

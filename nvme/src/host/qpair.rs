@@ -47,6 +47,8 @@ pub struct Done {
     pub status: Status,
     /// Dwords 1 and 0 of the completion.
     pub result: u64,
+    /// It took longer than commands of its queue may, and was to be aborted for that.
+    pub late: bool,
 }
 
 /// Who submits commands and is told of their end.
@@ -424,8 +426,8 @@ impl Qpair {
     fn complete(&self, cqe: &Cqe) {
         let cid = cqe.cid.get();
         let freed = self.slots.borrow_mut().release(cid);
-        if let Some((to, tag)) = freed {
-            to.completed(&Done { cid, tag, status: cqe.status(), result: cqe.result() });
+        if let Some((to, tag, late)) = freed {
+            to.completed(&Done { cid, tag, status: cqe.status(), result: cqe.result(), late });
         }
     }
 

@@ -102,15 +102,15 @@ impl Slots {
         self.all.get(usize::from(cid))
     }
 
-    /// Frees a busy slot; returns whom to tell, and the tag.
+    /// Frees a busy slot; returns whom to tell, the tag, and whether it was found late.
     #[inline]
-    pub(crate) fn release(&mut self, cid: u16) -> Option<(Rc<dyn Completer>, u64)> {
+    pub(crate) fn release(&mut self, cid: u16) -> Option<(Rc<dyn Completer>, u64, bool)> {
         let s = self.all.get_mut(usize::from(cid))?;
         let to = s.to.take()?;
         s.memory.clear();
         s.answered = false;
         self.free.push(cid);
-        Some((to, s.tag))
+        Some((to, s.tag, s.late > 0))
     }
 
     /// The busy slots.

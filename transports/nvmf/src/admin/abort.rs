@@ -108,7 +108,9 @@ impl Qpair {
         if phase == Phase::Begun {
             // Also where it waits for a buffer: its data may be next in the stream.
             let given_up = self.transport().is_some_and(|t| t.abort_transfer(slot));
-            if given_up {
+            if given_up && half == Half::Second {
+                fused::abort_begun(self, slot);
+            } else if given_up {
                 self.end_begun(slot, Status::ABORT_REQUESTED);
             }
             return if given_up { Attempt::Aborted } else { Attempt::No };

@@ -154,7 +154,7 @@ pub(crate) fn run(qp: &Rc<Qpair>, first: u16) {
         Ok(l) => l,
         Err(status) => {
             drop((a, b));
-            return finish(qp, first, second, status);
+            return finish(qp, first, second, unwritten(status));
         }
     };
     let Some(mut io) = qp.get_request() else {
@@ -172,33 +172,49 @@ pub(crate) fn run(qp: &Rc<Qpair>, first: u16) {
     a.ns.insert(live).channel.submit(io);
 }
 
-pub(crate) fn done(qp: &Rc<Qpair>, first: u16, status: Status) {
+/// The request ended; `begun`: its write may have begun.
+pub(crate) fn done(qp: &Rc<Qpair>, first: u16, status: Status, begun: bool) {
     let second = qp.slots[usize::from(first)].borrow().partner;
-    finish(qp, first, second, outcome(status));
+    let status = outcome(status);
+    if status.is_err() && begun && !status.is(Status::COMPARE_FAILURE) {
+        // The host must not take it for a write that was not executed, and send both again.
+        return finish(qp, first, second, [Status::SUCCESS, status]);
+    }
+    finish(qp, first, second, unwritten(status));
+}
+
+/// How both halves end where nothing was written if `status` is an error.
+fn unwritten(status: Status) -> [Status; 2] {
+    [status, if status.is_ok() { status } else { Status::ABORTED_FAILED_FUSED.with_dnr() }]
 }
 
 /// Ends both halves, the first one first.
-fn finish(qp: &Rc<Qpair>, first: u16, second: u16, status: Status) {
-    let other = match status {
-        s if s.is_ok() || s.is(Status::ABORT_REQUESTED) => s,
-        _ => Status::ABORTED_FAILED_FUSED.with_dnr(),
-    };
-    qp.complete(first, status);
+fn finish(qp: &Rc<Qpair>, first: u16, second: u16, [compare, write]: [Status; 2]) {
+    qp.complete(first, compare);
     if second != NO_SLOT {
-        qp.complete(second, other);
+        qp.complete(second, write);
     }
 }
 
-/// Abort of one half that does not run yet: both end. False: they run, and are to be aborted in the device.
+/// Abort of a second half whose data will not come: nothing is written, and both halves say so.
+pub(crate) fn abort_begun(qp: &Rc<Qpair>, second: u16) {
+    other_half_ends(qp, second, Status::ABORT_REQUESTED);
+    qp.end_begun(second, Status::ABORTED_FAILED_FUSED.with_dnr());
+}
+
+/// Abort of one half that does not run yet: both end, as what was not executed. False: they run, and are to be aborted in the device.
 pub(crate) fn abort(qp: &Rc<Qpair>, slot: u16) -> bool {
-    {
+    let half = {
         let r = qp.slots[usize::from(slot)].borrow();
         if r.phase != Phase::Executing || r.io.is_some() {
             return false;
         }
-    }
-    other_half_ends(qp, slot, Status::ABORT_REQUESTED);
-    end_half(qp, slot, Status::ABORT_REQUESTED);
+        r.half
+    };
+    let [compare, write] = unwritten(Status::ABORT_REQUESTED);
+    let (own, other) = if half == Half::First { (compare, write) } else { (write, compare) };
+    other_half_ends(qp, slot, other);
+    end_half(qp, slot, own);
     true
 }
 

@@ -84,8 +84,9 @@ pub(crate) fn done(qp: &Rc<Qpair>, mut io: IoRef, tag: u64) {
             dsm::part_done(qp, slot, status);
         }
         _ => {
+            let begun = io.flags().has(IoFlags::WRITE_BEGUN);
             qp.put_request(io);
-            fused::done(qp, slot, status);
+            fused::done(qp, slot, status, begun);
         }
     }
 }
