@@ -9,6 +9,7 @@ use longshore_nvme::wire::DISCOVERY_NQN;
 use longshore_reactor::CoreHandle;
 
 use crate::address::{Address, TrType};
+use crate::control::Port;
 use crate::directory::Directory;
 use crate::error::TargetError;
 use crate::options::{SubsystemOptions, TargetConfig, TransportOptions};
@@ -16,14 +17,6 @@ use crate::place::CoreLoad;
 use crate::poll_group::PollGroup;
 use crate::transport::TransportKind;
 use crate::view::{SubsystemKey, SubsystemView, TargetView};
-
-/// An address that somebody listens on.
-pub(crate) struct Port {
-    /// Subsystems that use it.
-    pub(crate) users: u32,
-    /// The transport was asked to listen.
-    pub(crate) open: bool,
-}
 
 pub(crate) struct State {
     pub(crate) view: Arc<TargetView>,
@@ -102,16 +95,13 @@ impl Target {
 
     /// Closes every connection and gives up every device; answers when nothing is in flight and nothing is open.
     pub async fn shutdown(self: &Arc<Self>) {
-        let ports: Vec<Address> = {
+        let closed = {
             let mut s = self.state();
             s.stopped = true;
-            s.ports.iter().filter(|(_, p)| p.open).map(|(a, _)| a.clone()).collect()
+            s.unlisten_all()
         };
-        for a in ports {
-            let kind = self.state().kinds.get(&a.trtype).cloned();
-            if let Some(k) = kind {
-                let _ = k.unlisten(&a).await;
-            }
+        for c in closed {
+            let _ = c.await;
         }
         // All cores stay reachable until none has a connection left: they answer each other's questions.
         let quiet: Vec<_> = self

@@ -82,7 +82,8 @@ pub trait TransportKind: Send + Sync {
         Ok(())
     }
 
-    /// Starts to listen. Called once per address, however many subsystems use it.
+    /// Starts to listen. Called once per address, however many subsystems use it, and not again before it ended or `unlisten`
+    /// was called. This and `unlisten` are called under a lock: they may not call the target's control plane.
     fn listen(
         &self,
         target: &Arc<Target>,
@@ -90,6 +91,7 @@ pub trait TransportKind: Send + Sync {
         address: &Address,
     ) -> oneshot::Receiver<Result<(), ListenError>>;
 
-    /// Stops to listen. Established connections stay; the target closes those it wants closed.
+    /// Stops to listen, or to try to: a `listen` under way ends soon, with an error or not, and the address is closed. A `listen` after
+    /// this call comes after it. Established connections stay; the target closes those it wants closed.
     fn unlisten(&self, address: &Address) -> oneshot::Receiver<()>;
 }

@@ -6,8 +6,8 @@ use longshore_nvme::wire::AnaState;
 
 use crate::address::Address;
 use crate::error::TargetError;
-use crate::target::{Port, Target};
-use crate::view::ListenerView;
+use crate::target::Target;
+use crate::view::{ListenerView, TargetView};
 
 impl Target {
     /// Lets a subsystem listen on an address; the transport opens it if nobody did before.
@@ -15,50 +15,37 @@ impl Target {
     /// # Errors
     /// No such subsystem or transport, it listens there already, or the address cannot be opened.
     pub async fn add_listener(self: &Arc<Self>, nqn: &str, at: Address, ana: AnaState) -> Result<(), TargetError> {
-        let open = self.change_subsystem(nqn, |s, sub| {
+        let (id, open) = self.change_subsystem(nqn, |s, sub| {
             if !s.view.transports.contains_key(&at.trtype) {
                 return Err(TargetError::TransportMissing(at.trtype));
             }
             if sub.listener(&at).is_some() {
                 return Err(TargetError::ListenerExists(at.clone()));
             }
-            let deferred = s.deferred;
-            let p = s.ports.entry(at.clone()).or_insert(Port { users: 0, open: false });
-            p.users += 1;
-            let open = !p.open && !deferred;
-            p.open |= open;
+            s.use_port(&at);
             let groups = sub.options.max_namespaces as usize;
             sub.listeners.push(ListenerView { address: at.clone(), ana: vec![ana; groups], ana_changes: 0 });
-            Ok(open)
+            Ok((sub.id, !s.deferred))
         })?;
         if open && let Err(e) = self.open_port(&at).await {
-            let _ = self.change_subsystem(nqn, |_, sub| {
-                sub.listeners.retain(|l| l.address != at);
+            // Unless it was removed meanwhile.
+            let _ = self.change_subsystem(nqn, |s, sub| {
+                if sub.id == id && sub.listener(&at).is_some() {
+                    sub.listeners.retain(|l| l.address != at);
+                    s.leave_port(&at);
+                }
                 Ok(())
             });
-            self.forget_port(&at);
+            self.close_port(&at).await;
             let _ = self.publish().await;
             return Err(e);
         }
+        let kept = |t: &TargetView| t.subsystem(nqn).is_some_and(|s| s.id == id && s.listener(&at).is_some());
+        if !kept(&self.view()) {
+            return Err(TargetError::ListenerNotFound(at));
+        }
         self.discovery_changed();
         self.publish().await
-    }
-
-    async fn open_port(self: &Arc<Self>, at: &Address) -> Result<(), TargetError> {
-        let (kind, options) = {
-            let s = self.state();
-            (s.kinds.get(&at.trtype).cloned(), s.view.transports.get(&at.trtype).cloned())
-        };
-        let (Some(kind), Some(options)) = (kind, options) else {
-            return Err(TargetError::TransportMissing(at.trtype));
-        };
-        // The subsystem must be known on every core before its first host can knock.
-        self.publish().await?;
-        match kind.listen(self, &options, at).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(TargetError::ListenFailed { address: at.clone(), errno: e.errno, why: e.why }),
-            Err(_) => Err(TargetError::Stopped),
-        }
     }
 
     /// From now on listeners are only recorded; [`open_listeners`](Target::open_listeners) opens them. For start-up, so that
@@ -69,47 +56,18 @@ impl Target {
 
     /// Opens the listeners that were recorded, and later ones at once. Answers with those that could not be opened.
     pub async fn open_listeners(self: &Arc<Self>) -> Vec<TargetError> {
-        let ports: Vec<Address> = {
+        let ports = {
             let mut s = self.state();
             s.deferred = false;
-            let closed = s.ports.iter_mut().filter(|(_, p)| !p.open);
-            closed
-                .map(|(a, p)| {
-                    p.open = true;
-                    a.clone()
-                })
-                .collect()
+            s.closed_ports()
         };
         let mut failed = Vec::new();
         for a in ports {
             if let Err(e) = self.open_port(&a).await {
-                if let Some(p) = self.state().ports.get_mut(&a) {
-                    p.open = false;
-                }
                 failed.push(e);
             }
         }
         failed
-    }
-
-    fn forget_port(&self, at: &Address) -> bool {
-        let mut s = self.state();
-        let Some(p) = s.ports.get_mut(at) else { return false };
-        p.users -= 1;
-        if p.users > 0 {
-            return false;
-        }
-        s.ports.remove(at).is_some_and(|p| p.open)
-    }
-
-    /// One subsystem less uses the address; the last one closes it.
-    pub(crate) async fn release_port(self: &Arc<Self>, at: &Address) {
-        if self.forget_port(at) {
-            let kind = self.state().kinds.get(&at.trtype).cloned();
-            if let Some(k) = kind {
-                let _ = k.unlisten(at).await;
-            }
-        }
     }
 
     /// A subsystem stops to listen on an address; hosts that came in by it are disconnected.
@@ -117,14 +75,15 @@ impl Target {
     /// # Errors
     /// No such subsystem, or it does not listen there.
     pub async fn remove_listener(self: &Arc<Self>, nqn: &str, at: &Address) -> Result<(), TargetError> {
-        let id = self.change_subsystem(nqn, |_, sub| {
+        let id = self.change_subsystem(nqn, |s, sub| {
             let i = sub.listeners.iter().position(|l| l.address == *at);
             sub.listeners.remove(i.ok_or_else(|| TargetError::ListenerNotFound(at.clone()))?);
+            s.leave_port(at);
             Ok(sub.id)
         })?;
         self.discovery_changed();
         self.publish().await?;
-        self.release_port(at).await;
+        self.close_port(at).await;
         let gone = at.clone();
         self.disconnect_where(move |c| c.subsystem == id && c.listener == gone).await;
         Ok(())

@@ -122,6 +122,7 @@ impl Target {
                 .remove(&SubsystemKey::new(nqn))
                 .ok_or_else(|| TargetError::SubsystemNotFound(nqn.to_owned()))?;
             s.destroying.insert(nqn.to_owned());
+            sub.listeners.iter().for_each(|l| s.leave_port(&l.address));
             if !sub.listeners.is_empty() {
                 v.genctr += 1;
             }
@@ -135,7 +136,7 @@ impl Target {
     async fn finish_delete(self: &Arc<Self>, gone: &SubsystemView) -> Result<(), TargetError> {
         self.publish().await?;
         for l in &gone.listeners {
-            self.release_port(&l.address).await;
+            self.close_port(&l.address).await;
         }
         let id = gone.id;
         self.disconnect_where(move |c| c.subsystem == id).await;
