@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -165,11 +165,6 @@ impl Place {
 
     /// As `daemon`, on those CPUs and with more options.
     pub(crate) fn daemon_on(&self, cpus: &str, options: &[&str]) -> Daemon {
-        // The kernel takes down the ring of a process after its end: until then it holds what is armed there, a listener too.
-        let start = Instant::now();
-        while TcpListener::bind(("127.0.0.1", self.port())).is_err() && start.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(2));
-        }
         let child = Command::new(env!("CARGO_BIN_EXE_longshore"))
             .arg("-c")
             .arg(self.dir.join("config.json"))
@@ -189,6 +184,7 @@ impl Place {
     }
 
     /// `longshore-perf` on the subsystem; `more` is added to the transport ID. It shares a CPU with the daemon, so it sleeps when idle.
+    #[allow(dead_code)] // not every test has a use for it
     pub(crate) fn perf(&self, more: &str, options: &str) -> Command {
         let mut c = Command::new(&self.perf);
         c.args(["-r", &format!("{} {more}", self.trid), "-E", "-c", &format!("[{}]", self.cpu)]);

@@ -98,7 +98,9 @@ impl TransportKind for TcpTransport {
             socket,
         };
         lock(&self.open).insert(address.clone(), core.clone());
-        core.call(move |r| acceptor::open(r, opening))
+        let (tx, rx) = oneshot::channel();
+        core.send(move |r| acceptor::open(r, opening, tx));
+        rx
     }
 
     fn unlisten(&self, address: &Address) -> oneshot::Receiver<()> {

@@ -5,13 +5,15 @@ mod world;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longshore_nvmf::{Address, AnaState, SubsystemOptions, TargetError};
 use world::{World, block_on};
 
 const A: &str = "nqn.2016-06.io.longshore:a";
 const B: &str = "nqn.2016-06.io.longshore:b";
+/// A good part of the time for which an address in use is tried again.
+const SOON: Duration = Duration::from_secs(2);
 
 type End = Result<(), TargetError>;
 
@@ -85,6 +87,52 @@ fn all_who_add_a_busy_address_are_told_that_it_is_busy_and_it_can_be_added_later
 }
 
 #[test]
+fn a_listener_waits_for_an_address_that_is_free_soon() {
+    let w = world();
+    let (other, at) = busy();
+    let adds = [adding(&w, A, at), adding(&w, B, at)];
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(adds.iter().all(|a| !a.is_finished()), "they do not wait");
+    // Who goes does not take along who stays.
+    block_on(w.target.remove_listener(A, &Address::tcp(at))).unwrap();
+    drop(other);
+    let [a, b] = adds.map(|a| a.join().unwrap());
+    assert_eq!((a, b), (Err(TargetError::ListenerNotFound(Address::tcp(at))), Ok(())));
+    assert!(listens(at));
+}
+
+#[test]
+fn the_wait_for_an_address_ends_with_its_listener_with_its_subsystem_and_with_the_target() {
+    let w = world();
+    let (other, at) = busy();
+    for delete in [false, true] {
+        let add = adding(&w, A, at);
+        let start = Instant::now();
+        if delete {
+            block_on(w.target.delete_subsystem(A)).unwrap();
+        } else {
+            block_on(w.target.remove_listener(A, &Address::tcp(at))).unwrap();
+        }
+        let end = add.join().unwrap();
+        assert!(matches!(end, Err(TargetError::ListenerNotFound(_))), "{end:?}");
+        assert!(start.elapsed() < SOON, "after {:?}", start.elapsed());
+    }
+    drop(other);
+    // Nobody opens it behind the back of the control plane.
+    let free = TcpListener::bind(at).expect("it is free");
+    create(&w, A);
+    let next = adding(&w, A, at);
+    drop(free);
+    assert_eq!(next.join().unwrap(), Ok(()));
+    let (_other, at) = busy();
+    let last = adding(&w, B, at);
+    let start = Instant::now();
+    block_on(w.target.shutdown());
+    assert!(last.join().unwrap().is_err());
+    assert!(start.elapsed() < SOON, "after {:?}", start.elapsed());
+}
+
+#[test]
 fn addresses_that_come_and_go_at_random_end_as_the_last_call_said() {
     let w = world();
     let at = world::free_port("127.0.0.1");
@@ -93,7 +141,8 @@ fn addresses_that_come_and_go_at_random_end_as_the_last_call_said() {
         let calls: Vec<JoinHandle<()>> = (0..6)
             .map(|_| {
                 seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                let (target, nqn, up) = (w.target.clone(), [A, B][(seed >> 40) as usize % 2], (seed >> 50) % 2 == 0);
+                let (target, nqn, up) =
+                    (w.target.clone(), [A, B][(seed >> 40) as usize % 2], (seed >> 50).is_multiple_of(2));
                 std::thread::spawn(move || {
                     let a = Address::tcp(at);
                     let _ = match up {
