@@ -152,16 +152,26 @@ fn socket(addr: SocketAddr) -> io::Result<OwnedFd> {
 /// Sets `SO_PRIORITY`.
 pub fn set_priority(fd: impl AsFd, priority: u32) -> io::Result<()> {
     let value = libc::c_int::try_from(priority).map_err(|_| io::ErrorKind::InvalidInput)?;
+    set_option(fd, libc::SO_PRIORITY, value)
+}
+
+/// Lets the kernel hold at least `bytes` that arrived (up to half of the third value of `net.ipv4.tcp_rmem`), and tell the peer so. It grows the
+/// buffer by itself where much is received at a time, but settles below what is outstanding where that is many small pieces; then
+/// the peer waits for space. Unlike `SO_RCVBUF`, this leaves it free to grow the buffer further, and has no effect
+/// on one whose size was set.
+pub fn widen_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // To wait for so much, the kernel makes room for it, and keeps the room.
+    set_option(&fd, libc::SO_RCVLOWAT, value)?;
+    set_option(&fd, libc::SO_RCVLOWAT, 1)
+}
+
+/// Sets an option of `SOL_SOCKET` that is an int.
+fn set_option(fd: impl AsFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes at `value`, which is that large.
     let res = unsafe {
-        libc::setsockopt(
-            fd.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PRIORITY,
-            std::ptr::from_ref(&value).cast(),
-            len,
-        )
+        libc::setsockopt(fd.as_fd().as_raw_fd(), libc::SOL_SOCKET, option, std::ptr::from_ref(&value).cast(), len)
     };
     if res == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -83,9 +83,9 @@ impl Default for RingOptions {
             sq_entries: 512,
             cq_entries: 4096,
             max_ops: 1 << 18,
-            rx_slice: 64 << 10,
-            rx_slices: 8,
-            rx_slices_max: 256,
+            rx_slice: 256 << 10,
+            rx_slices: 1,
+            rx_slices_max: 64,
         }
     }
 }

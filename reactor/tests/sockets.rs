@@ -368,3 +368,20 @@ fn connecting_reaches_a_listener_is_refused_without_one_and_times_out() {
     assert_eq!(got.wait(), Ok(io::ErrorKind::ConnectionRefused));
     rt.stop();
 }
+
+#[test]
+fn a_widened_receive_buffer_has_the_room_asked_for_unless_its_size_was_set() {
+    use rustix::net::sockopt::{set_socket_recv_buffer_size, socket_recv_buffer_size};
+    let rmem = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_rmem").unwrap();
+    let most: usize = rmem.split_whitespace().last().unwrap().parse().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    net::widen_receive_buffer(&free, 1 << 20).unwrap();
+    let room = socket_recv_buffer_size(&free).unwrap();
+    assert!(room >= most.min(2 << 20) / 2, "{room} bytes of {most}");
+    let fixed = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    set_socket_recv_buffer_size(&fixed, 64 << 10).unwrap();
+    let before = socket_recv_buffer_size(&fixed).unwrap();
+    net::widen_receive_buffer(&fixed, 1 << 20).unwrap();
+    assert_eq!(socket_recv_buffer_size(&fixed).unwrap(), before);
+}

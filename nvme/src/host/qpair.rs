@@ -21,6 +21,9 @@ use crate::wire::{Cqe, SglDescriptor, Sqe, Status};
 use super::receive::Rx;
 use super::slot::{Dir, Slots};
 
+/// Bytes that the kernel may hold for an I/O queue: answers to a deep queue.
+const RECEIVE_ROOM: u32 = 1 << 20;
+
 /// A command's memory. The queue pair has it until the command completes; nobody may look at memory that is read into before.
 pub enum Data<'a> {
     /// The command has no data.
@@ -154,6 +157,7 @@ impl Qpair {
         if qid != 0 {
             // A write that the kernel repeats after its command was given up could overtake the one that was sent again.
             sock.set_abortive();
+            sock.widen_receive_buffer(RECEIVE_ROOM);
         }
         // To be told whenever everything queued is sent.
         sock.set_low_water(0);

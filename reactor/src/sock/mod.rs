@@ -99,8 +99,10 @@ struct Inner {
     dirty: Cell<bool>,
     in_rx: Cell<bool>,
     rx: RefCell<Rx>,
-    /// What to arm at the next flush.
+    /// What to receive from the next flush on.
     want: RefCell<Option<Next>>,
+    /// The socket had nothing left when `want` was set.
+    empty: Cell<bool>,
     tx: RefCell<Tx>,
     tx_op: Cell<Option<OpId>>,
     /// The send in flight was cancelled so that lent memory can be given back.
@@ -161,6 +163,7 @@ impl Sock {
             in_rx: Cell::new(false),
             rx: RefCell::new(Rx::Idle),
             want: RefCell::new(None),
+            empty: Cell::new(false),
             tx: RefCell::default(),
             tx_op: Cell::new(None),
             copy_lent: Cell::new(false),
@@ -193,8 +196,22 @@ impl Sock {
         }
         if self.0.in_rx.get() {
             *self.0.want.borrow_mut() = Some(next);
-        } else if matches!(*self.0.rx.borrow(), Rx::Idle) {
-            self.arm(next, true);
+        } else if matches!(*self.0.rx.borrow(), Rx::Idle) && self.0.want.borrow().is_none() {
+            self.receive_later(next, true);
+        }
+    }
+
+    /// Receives from the end of the turn on, after what the turn has to send was submitted: the peer can use it sooner, and
+    /// will have sent more by then.
+    fn receive_later(&self, next: Next, empty: bool) {
+        match next {
+            Next::Pause => {}
+            Next::Close => self.finish(),
+            next => {
+                self.0.empty.set(empty);
+                *self.0.want.borrow_mut() = Some(next);
+                self.mark();
+            }
         }
     }
 
@@ -251,6 +268,15 @@ impl Sock {
     /// go back to its owner. If the account may not hold so much for two seconds, the connection ends.
     pub fn set_account(&self, account: Rc<Account>) {
         *self.0.account.borrow_mut() = account;
+    }
+
+    /// Lets the kernel hold at least `bytes` that arrived: what the peer may have outstanding. See
+    /// [`widen_receive_buffer`](crate::net::widen_receive_buffer).
+    pub fn widen_receive_buffer(&self, bytes: u32) {
+        if let Some(fd) = &*self.0.fd.borrow() {
+            // Not TCP: nothing to widen.
+            let _ = crate::net::widen_receive_buffer(fd, bytes);
+        }
     }
 
     /// Sets for how long sending may make no progress; [`SEND_TIMEOUT`] unless set.
@@ -384,8 +410,7 @@ impl Sock {
                 let op = unsafe { s.reactor.submit(op, self.completion(on_direct)) };
                 *s.rx.borrow_mut() = Rx::Direct { op, buf, len, arena };
             }
-            Next::Pause => {}
-            Next::Close => self.finish(),
+            Next::Pause | Next::Close => debug_assert!(false, "nothing to arm"),
         }
     }
 
@@ -393,7 +418,7 @@ impl Sock {
         self.0.handler.borrow().clone()
     }
 
-    /// Calls a receive callback and arms what it asks for.
+    /// Calls a receive callback and notes what it asks for.
     fn received(&self, n: usize, flags: u32, call: impl FnOnce(&dyn SockHandler) -> Next) {
         let s = &*self.0;
         s.received.set(s.received.get() + n as u64);
@@ -408,7 +433,7 @@ impl Sock {
         if let (Next::Pause, Some(r)) = (&next, resumed) {
             next = r;
         }
-        self.arm(next, flags & CQE_F_SOCK_NONEMPTY == 0);
+        self.receive_later(next, flags & CQE_F_SOCK_NONEMPTY == 0);
     }
 
     /// A receive ended without bytes. `again` re-arms it where that helps.
@@ -435,13 +460,9 @@ impl Sock {
                 {
                     e.rx_grow();
                 }
-                *s.want.borrow_mut() = Some(again);
-                self.mark();
+                self.receive_later(again, false);
             }
-            (_, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => {
-                *s.want.borrow_mut() = Some(again);
-                self.mark();
-            }
+            (_, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => self.receive_later(again, false),
             (_, e) => self.fail(io::Error::from_raw_os_error(e)),
         }
     }
@@ -452,13 +473,14 @@ impl Sock {
             Phase::Closed => {}
             Phase::Closing => self.try_end(reactor),
             Phase::Open => {
+                let sends = self.begin_send();
                 let want = s.want.borrow_mut().take();
                 if let Some(next) = want
                     && matches!(*s.rx.borrow(), Rx::Idle)
                 {
-                    self.arm(next, false);
+                    // While the kernel sends, the peer goes on.
+                    self.arm(next, s.empty.get() && !sends);
                 }
-                self.begin_send();
             }
             Phase::Finishing => {
                 self.begin_send();
@@ -493,18 +515,19 @@ impl Sock {
         }
     }
 
-    fn begin_send(&self) {
+    /// Starts to send what is queued, unless a send is in flight. Whether it did.
+    fn begin_send(&self) -> bool {
         let s = &*self.0;
         if s.tx_op.get().is_some() {
-            return;
+            return false;
         }
         let msg = s.tx.borrow_mut().begin(&mut s.reactor.0.socks.spares.borrow_mut());
-        if let Some(msg) = msg {
-            let op = RingOp::SendMsg { fd: s.raw, msg };
-            // SAFETY: the queue keeps header, vectors and bytes in place until `on_sent`; the context is counted.
-            let op = unsafe { s.reactor.submit(op, self.completion(on_sent)) };
-            s.tx_op.set(Some(op));
-        }
+        let Some(msg) = msg else { return false };
+        let op = RingOp::SendMsg { fd: s.raw, msg };
+        // SAFETY: the queue keeps header, vectors and bytes in place until `on_sent`; the context is counted.
+        let op = unsafe { s.reactor.submit(op, self.completion(on_sent)) };
+        s.tx_op.set(Some(op));
+        true
     }
 
     fn try_end(&self, reactor: &Reactor) {

@@ -26,6 +26,9 @@ use crate::slot::{Phase, Slots};
 /// Nothing is received while more than this many bytes are queued to be sent.
 pub(crate) const SEND_HIGH: usize = 1 << 20;
 
+/// Bytes that the kernel may hold for an I/O queue: what a deep queue sends in capsules at once.
+const RECEIVE_ROOM: u32 = 1 << 20;
+
 /// Why nothing is received at present: bits.
 pub(crate) mod halt {
     /// Every slot is taken: the host sent more commands than the queue has entries.
@@ -199,6 +202,9 @@ impl Conn {
         if self.qp().is_live() {
             self.live.set(true);
             self.sock().set_account(self.qp().account());
+            if self.qp().qid() != 0 {
+                self.sock().widen_receive_buffer(RECEIVE_ROOM);
+            }
             self.in_capsule.set(match self.qp().qid() {
                 0 => ADMIN_IN_CAPSULE,
                 _ => self.transport.in_capsule_data_size,
