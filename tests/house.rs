@@ -6,9 +6,10 @@ use std::process::Command;
 
 /// Each room with the rooms it may use. See ARCHITECTURE.md.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("longshore-sys-isal", &[]),
     ("longshore-reactor", &[]),
     ("longshore-nvme", &["longshore-reactor"]),
-    ("longshore-accel", &["longshore-reactor"]),
+    ("longshore-accel", &["longshore-reactor", "longshore-sys-isal"]),
     ("longshore-bdev", &["longshore-reactor", "longshore-nvme", "longshore-accel"]),
     ("longshore-nvmf", &["longshore-reactor", "longshore-nvme", "longshore-bdev"]),
     ("longshore-tcp", &["longshore-reactor", "longshore-nvme", "longshore-bdev", "longshore-nvmf"]),
@@ -54,13 +55,16 @@ const JSON_ROOMS: &[&str] = &["longshore-rpc", "longshore-perf", "longshore"];
 
 /// The modules that may contain `unsafe`, each with why.
 const UNSAFE: &[(&str, &str)] = &[
+    ("accel/examples/erasure.rs", "calls of ISA-L, to compare with"),
     ("accel/src/erasure/kernels/avx2.rs", "vector instructions"),
     ("accel/src/erasure/kernels/gfni_avx2.rs", "vector instructions"),
     ("accel/src/erasure/kernels/gfni_avx512.rs", "vector instructions"),
+    ("accel/src/erasure/kernels/isal.rs", "calls of ISA-L"),
     ("accel/src/erasure/kernels/lanes.rs", "the loop around vector instructions"),
     ("accel/src/erasure/kernels/mod.rs", "kernels called where the processor can run them"),
     ("accel/src/erasure/kernels/neon.rs", "vector instructions"),
     ("accel/src/erasure/kernels/ssse3.rs", "vector instructions"),
+    ("accel/tests/isal.rs", "calls of ISA-L, to compare with"),
     ("bdev/src/channel.rs", "completion frames point to channels"),
     ("bdev/src/frame.rs", "completion frames"),
     ("bdev/src/io.rs", "slots reached by their handle"),
@@ -95,6 +99,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("reactor/src/sock/tx.rs", "vectors and headers of a send in flight"),
     ("reactor/src/turn.rs", "the loop: completions of the ring"),
     ("reactor/tests/limits.rs", "limits and filters that a test puts on itself"),
+    ("sys/isal/src/lib.rs", "ISA-L's functions"),
 ];
 
 fn root() -> PathBuf {

@@ -174,6 +174,12 @@ impl Decoder {
         &self.lost
     }
 
+    /// The coefficient of `sources()[source]` in the chunk `lost()[output]`.
+    pub fn coefficient(&self, output: usize, source: usize) -> u8 {
+        assert!(output < self.lost.len() && source < self.sources.len(), "coefficient {output}, {source}");
+        self.coefficients.value(output, source)
+    }
+
     /// Rebuilds the chunks [`Self::lost`] into `out` from the chunks [`Self::sources`].
     ///
     /// # Panics

@@ -9,6 +9,8 @@ pub(super) struct Coefficients {
     values: Box<[u8]>,
     affine: Box<[u64]>,
     nibbles: Box<[[u8; 32]]>,
+    #[cfg(feature = "isal")]
+    isal: isal::Tables,
 }
 
 /// The coefficients of one source after the other; `outputs` entries each.
@@ -22,6 +24,9 @@ pub(super) struct Columns<'a> {
     pub(super) affine: &'a [u64],
     /// Products of the coefficient with 0 to 15, then with 0x00, 0x10 to 0xf0.
     pub(super) nibbles: &'a [[u8; 32]],
+    /// ISA-L's tables.
+    #[cfg(feature = "isal")]
+    pub(super) isal: &'a [u8],
 }
 
 impl Coefficients {
@@ -30,7 +35,16 @@ impl Coefficients {
         let values: Box<[u8]> = (0..sources * outputs).map(|at| coefficient(at % outputs, at / outputs)).collect();
         let affine = values.iter().map(|&c| affine(c)).collect();
         let nibbles = values.iter().map(|&c| nibbles(c)).collect();
-        Self { outputs, values, affine, nibbles }
+        #[cfg(feature = "isal")]
+        let isal = isal::Tables::new(outputs, &values);
+        Self {
+            outputs,
+            values,
+            affine,
+            nibbles,
+            #[cfg(feature = "isal")]
+            isal,
+        }
     }
 
     pub(super) fn value(&self, output: usize, source: usize) -> u8 {
@@ -39,7 +53,14 @@ impl Coefficients {
 
     /// Of all sources.
     pub(super) fn all(&self) -> Columns<'_> {
-        Columns { outputs: self.outputs, values: &self.values, affine: &self.affine, nibbles: &self.nibbles }
+        Columns {
+            outputs: self.outputs,
+            values: &self.values,
+            affine: &self.affine,
+            nibbles: &self.nibbles,
+            #[cfg(feature = "isal")]
+            isal: &self.isal.all,
+        }
     }
 
     /// Of one source.
@@ -50,6 +71,29 @@ impl Coefficients {
             values: &self.values[at.clone()],
             affine: &self.affine[at.clone()],
             nibbles: &self.nibbles[at],
+            #[cfg(feature = "isal")]
+            isal: &self.isal.each[source],
+        }
+    }
+}
+
+#[cfg(feature = "isal")]
+mod isal {
+    use super::super::kernels::isal::tables;
+
+    #[derive(Debug, Clone)]
+    pub(super) struct Tables {
+        /// For all sources together.
+        pub(super) all: Box<[u8]>,
+        /// For each source alone.
+        pub(super) each: Box<[Box<[u8]>]>,
+    }
+
+    impl Tables {
+        pub(super) fn new(outputs: usize, values: &[u8]) -> Self {
+            let by_output = (0..outputs).flat_map(|i| values.iter().skip(i).step_by(outputs)).copied().collect();
+            let each = values.chunks_exact(outputs).map(|column| tables(outputs, column.to_vec()));
+            Self { all: tables(outputs, by_output), each: each.collect() }
         }
     }
 }

@@ -12,6 +12,8 @@ mod avx2;
 mod gfni_avx2;
 #[cfg(target_arch = "x86_64")]
 mod gfni_avx512;
+#[cfg(feature = "isal")]
+pub(super) mod isal;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -40,10 +42,13 @@ pub enum Kernel {
     Neon,
     /// Any processor: words of 8 bytes.
     Portable,
+    /// ISA-L, which chooses its own instructions.
+    #[cfg(feature = "isal")]
+    Isal,
 }
 
 impl Kernel {
-    /// All kernels of this architecture, the fastest first.
+    /// All kernels of this architecture, the fastest first, ISA-L last.
     pub const ALL: &[Self] = &[
         #[cfg(target_arch = "x86_64")]
         Self::GfniAvx512,
@@ -56,9 +61,11 @@ impl Kernel {
         #[cfg(target_arch = "aarch64")]
         Self::Neon,
         Self::Portable,
+        #[cfg(feature = "isal")]
+        Self::Isal,
     ];
 
-    /// The fastest that this processor can run.
+    /// The fastest of Longshore's own that this processor can run.
     pub fn best() -> Self {
         Self::ALL.iter().copied().find(|k| k.is_available()).unwrap_or(Self::Portable)
     }
@@ -82,6 +89,8 @@ impl Kernel {
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             Self::Portable => true,
+            #[cfg(feature = "isal")]
+            Self::Isal => true,
         }
     }
 
@@ -99,6 +108,8 @@ impl Kernel {
             #[cfg(target_arch = "aarch64")]
             Self::Neon => "neon",
             Self::Portable => "portable",
+            #[cfg(feature = "isal")]
+            Self::Isal => "isa-l",
         }
     }
 }
@@ -135,6 +146,8 @@ impl Runnable {
             #[cfg(target_arch = "aarch64")]
             Kernel::Neon => (neon::dot, neon::xor),
             Kernel::Portable => (portable::dot, portable::xor),
+            #[cfg(feature = "isal")]
+            Kernel::Isal => (isal::dot, portable::xor), // never the best, so never asked to add
         };
         kernel.is_available().then_some(Self { kernel, dot, xor })
     }
