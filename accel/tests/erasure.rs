@@ -56,6 +56,12 @@ fn rebuilds(codec: &Codec, stripe: &[Vec<u8>], lost: &[usize], available: &[usiz
 }
 
 #[test]
+#[cfg(target_arch = "aarch64")]
+fn neon_is_what_an_arm_processor_runs() {
+    assert_eq!(Kernel::best(), Kernel::Neon);
+}
+
+#[test]
 fn every_kernel_computes_parity_by_the_definition_at_every_length_and_alignment() {
     const LEN: usize = 700;
     let mut random = Random(1);

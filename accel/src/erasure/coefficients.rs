@@ -7,6 +7,7 @@ use crate::gf;
 pub(super) struct Coefficients {
     outputs: usize,
     values: Box<[u8]>,
+    #[cfg(target_arch = "x86_64")]
     affine: Box<[u64]>,
     nibbles: Box<[[u8; 32]]>,
     #[cfg(feature = "isal")]
@@ -21,6 +22,7 @@ pub(super) struct Columns<'a> {
     /// The coefficients themselves.
     pub(super) values: &'a [u8],
     /// Multiplication by the coefficient as a matrix of bits, in the order of `GF2P8AFFINEQB`.
+    #[cfg(target_arch = "x86_64")]
     pub(super) affine: &'a [u64],
     /// Products of the coefficient with 0 to 15, then with 0x00, 0x10 to 0xf0.
     pub(super) nibbles: &'a [[u8; 32]],
@@ -33,6 +35,7 @@ impl Coefficients {
     /// Prepares `coefficient(output, source)` of all pairs.
     pub(super) fn new(outputs: usize, sources: usize, mut coefficient: impl FnMut(usize, usize) -> u8) -> Self {
         let values: Box<[u8]> = (0..sources * outputs).map(|at| coefficient(at % outputs, at / outputs)).collect();
+        #[cfg(target_arch = "x86_64")]
         let affine = values.iter().map(|&c| affine(c)).collect();
         let nibbles = values.iter().map(|&c| nibbles(c)).collect();
         #[cfg(feature = "isal")]
@@ -40,6 +43,7 @@ impl Coefficients {
         Self {
             outputs,
             values,
+            #[cfg(target_arch = "x86_64")]
             affine,
             nibbles,
             #[cfg(feature = "isal")]
@@ -56,6 +60,7 @@ impl Coefficients {
         Columns {
             outputs: self.outputs,
             values: &self.values,
+            #[cfg(target_arch = "x86_64")]
             affine: &self.affine,
             nibbles: &self.nibbles,
             #[cfg(feature = "isal")]
@@ -69,6 +74,7 @@ impl Coefficients {
         Columns {
             outputs: self.outputs,
             values: &self.values[at.clone()],
+            #[cfg(target_arch = "x86_64")]
             affine: &self.affine[at.clone()],
             nibbles: &self.nibbles[at],
             #[cfg(feature = "isal")]
@@ -99,6 +105,7 @@ mod isal {
 }
 
 /// Byte `7 - i` says which bits of the operand sum up to bit `i` of the product.
+#[cfg(target_arch = "x86_64")]
 fn affine(c: u8) -> u64 {
     let mut matrix = 0;
     for bit in 0..8 {
@@ -119,12 +126,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_multiply_as_the_field_does() {
+    #[cfg(target_arch = "x86_64")]
+    fn matrices_of_bits_multiply_as_the_field_does() {
         for c in 0..=255u8 {
-            let (m, n) = (affine(c).to_be_bytes(), nibbles(c));
+            let m = affine(c).to_be_bytes();
             for x in 0..=255u8 {
                 let bits = (0..8).fold(0, |p, i| p | (((m[i] & x).count_ones() as u8 & 1) << i));
                 assert_eq!(bits, gf::mul(c, x), "{c} * {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn tables_of_halves_multiply_as_the_field_does() {
+        for c in 0..=255u8 {
+            let n = nibbles(c);
+            for x in 0..=255u8 {
                 assert_eq!(n[usize::from(x & 15)] ^ n[usize::from(16 + (x >> 4))], gf::mul(c, x), "{c} * {x}");
             }
         }
