@@ -3,10 +3,13 @@
 #![allow(unsafe_code)]
 
 mod account;
+mod buf;
 mod reserve;
+mod space;
 
 use crate::options::DmaOptions;
 pub use account::{Account, Shortage};
+pub use buf::DmaBuf;
 pub use reserve::Reserve;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
@@ -128,7 +131,7 @@ impl DmaPool {
     /// Reserves `o.max_bytes` of address space; commits nothing.
     pub(crate) fn new(o: &DmaOptions) -> io::Result<Self> {
         let chunks_max = o.max_bytes.div_ceil(CHUNK).clamp(1, FOREIGN as usize - 1);
-        let base = reserve(chunks_max)?;
+        let base = space::reserve(chunks_max)?;
         let mut state = State { chunks: Vec::new(), classes: Default::default(), huge: o.huge, foreign: Vec::new() };
         for (c, size) in state.classes.iter_mut().zip(CLASSES) {
             c.stats.size = size;
@@ -283,7 +286,8 @@ impl Pool {
         if n < self.chunks_max {
             // The first chunk of a class stays on small pages: most classes never fill one.
             let first = state.classes[class].stats.capacity == 0;
-            if let Ok(huge) = commit(self.chunk_addr(n), state.huge, !first) {
+            // SAFETY: the chunk lies in the reservation, and is the first that was not committed.
+            if let Ok(huge) = unsafe { space::commit(self.chunk_addr(n), state.huge, !first) } {
                 state.chunks.push(Chunk {
                     class: 0,
                     used: 0,
@@ -391,8 +395,8 @@ impl Drop for Pool {
                 }
             }
         }
-        // SAFETY: exactly what `reserve` mapped. Every buffer holds a reference to the pool, so none is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.chunks_max * CHUNK) };
+        // SAFETY: what `new` reserved, once. Every buffer holds a reference to the pool, so none is left.
+        unsafe { space::give_back(self.base, self.chunks_max) };
     }
 }
 
@@ -410,212 +414,11 @@ impl Block {
     }
 }
 
-/// A reference-counted slice of DMA memory, 4 KiB-aligned when it comes from [`DmaPool::alloc`]. Not `Send`: it goes back to
-/// its own reactor's pool.
-pub struct DmaBuf {
-    ptr: NonNull<u8>,
-    len: usize,
-    block: NonNull<Block>,
-}
-
-impl DmaBuf {
-    fn block(&self) -> &Block {
-        // SAFETY: the pool that owns the block is kept alive by the reference this buffer holds.
-        unsafe { self.block.as_ref() }
-    }
-
-    /// Bytes of this slice.
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it is empty.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Its first byte.
-    #[inline]
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.ptr.as_ptr()
-    }
-
-    /// A part of it, sharing the memory.
-    ///
-    /// # Panics
-    /// If the part is not within it.
-    pub fn slice(&self, off: usize, len: usize) -> DmaBuf {
-        assert!(
-            off.checked_add(len).is_some_and(|end| end <= self.len),
-            "slice {off}+{len} of a DMA buffer of {} bytes",
-            self.len
-        );
-        let mut part = self.clone();
-        // SAFETY: the offset is within the buffer, as checked.
-        part.ptr = unsafe { self.ptr.add(off) };
-        part.len = len;
-        part
-    }
-
-    /// Its bytes. Not while a device or the kernel writes to them.
-    #[inline]
-    pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: the memory stays mapped while this buffer exists and was zeroed when it was committed; writers through
-        // `get_mut` are excluded by the count, and operations that write hold their buffer for themselves.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
-    }
-
-    /// Its bytes, to write, if nobody else refers to the same memory.
-    #[inline]
-    pub fn get_mut(&mut self) -> Option<&mut [u8]> {
-        if !self.is_unique() || self.block().chunk == FOREIGN {
-            return None;
-        }
-        // SAFETY: this is the only reference to the block.
-        Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) })
-    }
-
-    /// Whether nobody else refers to the same memory.
-    #[inline]
-    pub fn is_unique(&self) -> bool {
-        self.block().refs.get() == 1
-    }
-
-    /// Whether this is memory of somebody else, who waits for its return: see [`DmaPool::adopt`].
-    #[inline]
-    pub fn is_lent(&self) -> bool {
-        self.block().chunk == FOREIGN
-    }
-
-    /// The registered buffer that holds this memory; registers its chunk on first use. `None`: not registered.
-    #[inline]
-    pub fn fixed_index(&self) -> Option<u16> {
-        let block = self.block();
-        // SAFETY: the pool is kept alive by the reference this buffer holds.
-        let pool = unsafe { &*block.pool.get() };
-        pool.key_of(block).and_then(|k| u16::try_from(k).ok())
-    }
-}
-
-impl Clone for DmaBuf {
-    #[inline]
-    fn clone(&self) -> Self {
-        let refs = &self.block().refs;
-        refs.set(refs.get().checked_add(1).expect("fewer than 2^32 references to a DMA buffer"));
-        DmaBuf { ptr: self.ptr, len: self.len, block: self.block }
-    }
-}
-
-impl Drop for DmaBuf {
-    #[inline]
-    fn drop(&mut self) {
-        let block = self.block();
-        let left = block.refs.get() - 1;
-        block.refs.set(left);
-        if left > 0 {
-            return;
-        }
-        let release = block.release.take();
-        // SAFETY: the last reference to the block takes back the reference to the pool that `alloc` or `adopt` made for it.
-        let pool = unsafe { Rc::from_raw(block.pool.replace(std::ptr::null())) };
-        pool.free(block);
-        if let Some((f, ctx)) = release {
-            // SAFETY: promised by the caller of `adopt`; called once, because it was taken.
-            unsafe { f(ctx) };
-        }
-    }
-}
-
-impl std::fmt::Debug for DmaBuf {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DmaBuf").field("ptr", &self.ptr).field("len", &self.len).finish()
-    }
-}
-
 /// The smallest class that holds `len` bytes.
 #[inline]
 fn class_of(len: usize) -> Option<usize> {
     CLASSES.iter().position(|&c| c >= len)
 }
-
-/// Address space for `chunks` chunks, aligned to a chunk, inaccessible.
-fn reserve(chunks: usize) -> io::Result<NonNull<u8>> {
-    let len = (chunks + 1) * CHUNK;
-    // SAFETY: a fresh inaccessible mapping, placed by the kernel.
-    let p = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            len,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    if p == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let start = p as usize;
-    let aligned = start.next_multiple_of(CHUNK);
-    // SAFETY: the parts before and after the aligned range, of the mapping just made.
-    unsafe {
-        if aligned > start {
-            libc::munmap(p, aligned - start);
-        }
-        libc::munmap((aligned + chunks * CHUNK) as *mut _, start + CHUNK - aligned);
-    }
-    NonNull::new(p.cast::<u8>().wrapping_add(aligned - start)).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-}
-
-/// Makes a reserved chunk usable. Says whether it lies on an explicit huge page.
-fn commit(addr: *mut u8, huge: bool, transparent: bool) -> io::Result<bool> {
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    if huge && let Some(p) = huge_page() {
-        // SAFETY: moves the page just mapped over a chunk of our reservation that nobody uses yet; on failure both stay as
-        // they were, and the page is given back.
-        unsafe {
-            if libc::mremap(p, CHUNK, CHUNK, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, addr) != libc::MAP_FAILED {
-                return Ok(true);
-            }
-            libc::munmap(p, CHUNK);
-        }
-    }
-    // SAFETY: replaces a chunk of our reservation that nobody uses yet.
-    let p = unsafe { libc::mmap(addr.cast(), CHUNK, prot, flags | libc::MAP_NORESERVE, -1, 0) };
-    if p == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    if transparent {
-        // SAFETY: advice on a mapping of ours.
-        unsafe { libc::madvise(addr.cast(), CHUNK, libc::MADV_HUGEPAGE) };
-    }
-    Ok(false)
-}
-
-/// One explicit huge page, placed by the kernel, if the system has a free one that this process may use.
-fn huge_page() -> Option<*mut libc::c_void> {
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | HUGE_2MB;
-    // SAFETY: a fresh anonymous mapping; it is populated, or given back.
-    unsafe {
-        let p = libc::mmap(std::ptr::null_mut(), CHUNK, prot, flags, -1, 0);
-        if p == libc::MAP_FAILED {
-            return None;
-        }
-        // A control group may forbid the page that was promised: the first touch would be a SIGBUS. This is an error instead.
-        if libc::madvise(p, CHUNK, libc::MADV_POPULATE_WRITE) != 0 {
-            libc::munmap(p, CHUNK);
-            return None;
-        }
-        Some(p)
-    }
-}
-
-/// `MAP_HUGE_2MB`: log2 of the page size in the bits above `MAP_HUGE_SHIFT`.
-const HUGE_2MB: libc::c_int = 21 << 26;
 
 #[cfg(test)]
 mod tests {
