@@ -16,7 +16,7 @@ use crate::gate::{self, Drains};
 use crate::io::{IoId, IoRef, Op};
 use crate::job::Job;
 use crate::node::BdevNode;
-use crate::qos::Limited;
+use crate::qos::{self, Limited};
 use crate::queue::IoQueue;
 use crate::range_lock::Range;
 use crate::split;
@@ -172,11 +172,15 @@ impl ChannelInner {
             && io.lba().checked_add(u64::from(n)).is_some_and(|e| e <= self.node.num_blocks())
     }
 
-    /// A request that failed, or that somebody waits for.
+    /// A request that failed, that was not lent anything, or that somebody waits for.
     #[cold]
     #[inline(never)]
     fn finish_rarely(&self, io: IoRef, stamp: u64) {
-        self.fast_stat.record(io.op(), io.nblocks(), self.core.now().saturating_sub(stamp), io.status());
+        if io.is_unlent() {
+            qos::take_back(self, &io);
+        } else {
+            self.fast_stat.record(io.op(), io.nblocks(), self.core.now().saturating_sub(stamp), io.status());
+        }
         self.fast_inflight.set(self.fast_inflight.get() - 1);
         if self.closed.get() != 0 {
             self.fast_way_empties();
@@ -234,15 +238,18 @@ impl ChannelInner {
     }
 
     fn finish(&self, io: &IoRef, stamp: u64) {
-        if stamp & PIECE == 0 {
+        let counts = stamp & PIECE == 0 && !io.is_unlent();
+        if counts {
             // A stamp may be exact, and then later than the coarse time of now.
             let ticks = self.core.now().saturating_sub(stamp);
             self.stat.record(io.op(), io.nblocks(), ticks, io.status());
+        } else if stamp & PIECE == 0 {
+            qos::take_back(self, io);
         }
         let n = &self.inflight[(stamp & EPOCH) as usize];
         n.set(n.get() - 1);
         let g = self.gate.get();
-        if g & gate::HISTOGRAM != 0 && stamp & PIECE == 0 {
+        if g & gate::HISTOGRAM != 0 && counts {
             self.stat.tally(io.op(), self.core.reactor().rdtsc().saturating_sub(stamp));
         }
         if g & gate::DRAINING != 0 {
@@ -357,7 +364,7 @@ impl Drop for ChannelInner {
             std::mem::forget(self.parked.take());
             std::mem::forget(std::mem::take(&mut self.chain));
         } else {
-            crate::qos::give_back(self);
+            qos::give_back(self);
             if !self.chain.is_empty() {
                 self.node.unshare(&self.fast_stat);
                 self.chain.iter().for_each(|lower| lower.node().unshare(&self.fast_stat));

@@ -82,8 +82,8 @@ impl IoFlags {
     /// A read from a device that holds no data may leave its buffer as it is: what the buffer held is no secret.
     pub const KEEP_BUFFER: IoFlags = IoFlags(8);
     /// A read without a buffer, for a channel that [lends](crate::Channel::lends): the device gives one that shows its own memory,
-    /// which stays as it is until the last reference goes. If it cannot, the read succeeds without a buffer, and is to be
-    /// submitted again with one.
+    /// which stays as it is until the last reference goes. If it cannot, the read ends with [`NOT_LENT`]: nothing counts it, in
+    /// statistics and rate limits neither, and it is to be submitted again with a buffer.
     pub const LEND: IoFlags = IoFlags(16);
     /// Said of a compare-and-write by the block layer: its write may have begun. If it fails, and not for its comparison, what its
     /// range holds is unknown, and to submit it again might compare with its own data.
@@ -99,6 +99,9 @@ impl IoFlags {
         IoFlags(self.0 | other.0)
     }
 }
+
+/// How a read ends that came to be lent the device's memory ([`IoFlags::LEND`]) and was not. No host sees it.
+pub const NOT_LENT: Status = Status::new(7, 0xff);
 
 /// A piece of memory, laid out as `struct iovec`.
 pub type IoVec = libc::iovec;
@@ -244,6 +247,11 @@ impl IoRef {
     #[inline]
     pub fn status(&self) -> Status {
         self.io().status
+    }
+
+    /// Whether the completion that is unwinding is that of a read which was to be lent something, and was not.
+    pub(crate) fn is_unlent(&self) -> bool {
+        self.status() == NOT_LENT && self.flags().has(IoFlags::LEND)
     }
 
     /// The name under which this use of the request can be aborted.

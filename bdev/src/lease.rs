@@ -50,7 +50,11 @@ impl Limit {
         sold.unwrap_or(0).max(since)
     }
 
-    fn take_back(&self, units: u64) {
+    /// Has `units` back that were sold: it may sell them again.
+    pub(crate) fn take_back(&self, units: u64) {
+        if self.rate() == 0 {
+            return;
+        }
         let price = Self::price(units, self.rate());
         let _ = self.sold.fetch_update(Relaxed, Relaxed, |s| Some(s.saturating_sub(price)));
     }

@@ -9,7 +9,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::{DmaBuf, Reactor};
 
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
-use crate::io::{IoFlags, IoId, IoRef, Op};
+use crate::io::{IoFlags, IoId, IoRef, NOT_LENT, Op};
 use crate::node::BdevNode;
 use crate::registry::BdevError;
 
@@ -72,9 +72,10 @@ impl NullChannel {
     fn zeroed(&self, mut io: IoRef) {
         if io.flags().has(IoFlags::LEND) {
             let len = io.nblocks() as usize * self.block_size as usize;
-            if let Some(z) = self.zeroes.as_ref().filter(|z| z.len() >= len) {
-                io.set_buf(z.slice(0, len));
-            }
+            let Some(z) = self.zeroes.as_ref().filter(|z| z.len() >= len) else {
+                return io.complete_later(NOT_LENT);
+            };
+            io.set_buf(z.slice(0, len));
         } else {
             // Buffers come from a pool: without this a reader would see what others left in them.
             io.segments_mut().for_each(|s| s.fill(0));

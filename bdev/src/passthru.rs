@@ -128,8 +128,9 @@ impl IoChannel for PassthruChannel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{filled, open, run};
-    use crate::{IoFlags, Status, malloc::Malloc, null::Null};
+    use crate::testing::{Recorder, filled, open, run};
+    use crate::{IoFlags, NOT_LENT, Status, malloc::Malloc, null::Null};
+    use std::rc::Rc;
 
     fn stack(reg: &Arc<Registry>, base: &str, n: usize) -> Vec<String> {
         let mut names = vec![base.to_owned()];
@@ -139,6 +140,18 @@ mod tests {
             names.push(name);
         }
         names
+    }
+
+    /// A file of 256 blocks of 4 KiB as `f`, with `p0` and `p1` above it.
+    fn file_stack() -> Arc<Registry> {
+        let path = std::env::temp_dir().join(format!("longshore-{}-{}", std::process::id(), Uuid::new_v4()));
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let reg = Registry::new();
+        let file = crate::uring::Options::new("f", path.to_str().unwrap(), crate::uring::Family::Uring);
+        crate::uring::create(&reg, crate::uring::Options { block_size: 4096, ..file }).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        stack(&reg, "f", 2);
+        reg
     }
 
     #[test]
@@ -252,15 +265,59 @@ mod tests {
     }
 
     #[test]
+    fn a_read_that_is_not_lent_anything_counts_nowhere_and_takes_nothing_of_a_rate_limit() {
+        run(|r| async move {
+            let reg = Registry::new();
+            let n = reg.register("n", None, Null::new(Geometry::plain(512, 4096))).unwrap();
+            stack(&reg, "n", 2);
+            let (p0, p1) = (reg.find("p0").unwrap(), reg.find("p1").unwrap());
+            let (_desc, ch) = open(&reg, "p1");
+            assert!(ch.lends());
+            let ends = Rc::new(Recorder::default());
+            // More than such a device lends at a time.
+            let lend = || {
+                let mut io = ch.core().get().unwrap();
+                io.prepare(crate::Op::Read, IoFlags::LEND, 0, 512);
+                io.begin(ends.clone(), 0);
+                ch.submit(io);
+            };
+            let start = r.rdtsc();
+            for way in ["fast", "slow", "limited below", "limited"] {
+                match way {
+                    "slow" => n.enable_histogram(true, None).await.unwrap(),
+                    "limited below" => {
+                        n.enable_histogram(false, None).await.unwrap();
+                        n.set_qos(crate::QosUpdate { r_mbytes_per_sec: Some(1), ..Default::default() }).await.unwrap();
+                    }
+                    "limited" => {
+                        n.set_qos(crate::QosUpdate { r_mbytes_per_sec: Some(0), ..Default::default() }).await.unwrap();
+                        p1.set_qos(crate::QosUpdate { r_mbytes_per_sec: Some(1), ..Default::default() }).await.unwrap();
+                    }
+                    _ => {}
+                }
+                ends.0.borrow_mut().clear();
+                for i in 1..=100 {
+                    lend();
+                    assert_eq!(ends.ended(&r, i).await.last(), Some(&(0, NOT_LENT)), "{way}");
+                }
+                for n in [&n, &p0, &p1] {
+                    let s = n.stats();
+                    assert_eq!((s.op(crate::Op::Read).ops, s.errors.len()), (0, 0), "{way}, {}", n.name());
+                }
+            }
+            assert_eq!(n.histogram().map_or(0, |h| h.buckets.iter().sum::<u64>()), 0);
+            // Each takes a quarter of a second of the limit.
+            assert!(r.rdtsc() - start < r.ticks(std::time::Duration::from_secs(10)), "they were not given back");
+            assert!(ch.read(0, 8, filled(&r, 4096, 0)).await.0.is_ok());
+            assert_eq!(p1.stats().op(crate::Op::Read).ops, 1);
+            assert_eq!(ch.inflight(), 0);
+        });
+    }
+
+    #[test]
     fn a_reset_below_waits_for_requests_that_went_past() {
         run(|r| async move {
-            let path = std::env::temp_dir().join(format!("longshore-{}-{}", std::process::id(), Uuid::new_v4()));
-            std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
-            let reg = Registry::new();
-            let file = crate::uring::Options::new("f", path.to_str().unwrap(), crate::uring::Family::Uring);
-            crate::uring::create(&reg, crate::uring::Options { block_size: 4096, ..file }).unwrap();
-            std::fs::remove_file(&path).unwrap();
-            stack(&reg, "f", 2);
+            let reg = file_stack();
             let (_desc, ch) = open(&reg, "p1");
             let below = reg.open("f", false, Box::new(|_| {})).unwrap();
             let below = below.channel().unwrap();
@@ -303,13 +360,7 @@ mod tests {
     #[test]
     fn a_file_system_without_fallocate_is_met_also_beneath_layers() {
         run(|r| async move {
-            let path = std::env::temp_dir().join(format!("longshore-{}-{}", std::process::id(), Uuid::new_v4()));
-            std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
-            let reg = Registry::new();
-            let file = crate::uring::Options::new("f", path.to_str().unwrap(), crate::uring::Family::Uring);
-            crate::uring::create(&reg, crate::uring::Options { block_size: 4096, ..file }).unwrap();
-            std::fs::remove_file(&path).unwrap();
-            stack(&reg, "f", 2);
+            let reg = file_stack();
             let (_desc, ch) = open(&reg, "p1");
             assert!(ch.write(0, 4, filled(&r, 16384, 7), IoFlags::NONE).await.0.is_ok());
             let refuse = |k| (k == longshore_reactor::OpKind::Fallocate).then_some(-libc::EOPNOTSUPP);

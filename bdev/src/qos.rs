@@ -58,6 +58,12 @@ const BYTES: usize = 1;
 const READ: usize = 2;
 const WRITE: usize = 3;
 
+/// What a read or write takes of which limits.
+#[inline]
+fn needs(op: Op, bytes: u64) -> [(usize, u64); 3] {
+    [(IOS, 1), (BYTES, bytes), (if op == Op::Read { READ } else { WRITE }, bytes)]
+}
+
 impl Qos {
     fn limits(&self) -> QosLimits {
         let [ios, bytes, read, write] = &self.0;
@@ -71,6 +77,12 @@ impl Qos {
 
     pub(crate) fn any(&self) -> bool {
         self.limits() != QosLimits::default()
+    }
+
+    fn take_back(&self, op: Op, bytes: u64) {
+        for (i, need) in needs(op, bytes) {
+            self.0[i].take_back(need);
+        }
     }
 }
 
@@ -91,8 +103,7 @@ impl Leases {
     /// Ticks until a request may pass. 0: now; it is paid for.
     #[inline]
     fn admit(&self, q: &Qos, op: Op, bytes: u64, now: u64) -> u64 {
-        let one_way = if op == Op::Read { READ } else { WRITE };
-        let needs = [(IOS, 1), (BYTES, bytes), (one_way, bytes)];
+        let needs = needs(op, bytes);
         let mut from = 0;
         for (i, need) in needs {
             from = from.max(self.of[i].obtain(&q.0[i], need, || {
@@ -168,9 +179,20 @@ pub(crate) fn admit(ch: &ChannelInner, io: IoRef) -> Option<IoRef> {
 }
 
 #[inline]
+fn bytes(ch: &ChannelInner, io: &IoRef) -> u64 {
+    u64::from(io.nblocks()) * u64::from(ch.geometry().block_size)
+}
+
+#[inline]
 fn try_admit(ch: &ChannelInner, io: &IoRef) -> u64 {
-    let bytes = u64::from(io.nblocks()) * u64::from(ch.geometry().block_size);
-    ch.limited.leases.admit(ch.node.qos(), io.op(), bytes, ch.core().now())
+    ch.limited.leases.admit(ch.node.qos(), io.op(), bytes(ch, io), ch.core().now())
+}
+
+/// A read that was admitted has not been done, and will come again: the limits have back what it took. (If they were set while it
+/// was in flight, they have never had it: at most what was in flight then passes beyond them, once.)
+#[cold]
+pub(crate) fn take_back(ch: &ChannelInner, io: &IoRef) {
+    ch.node.qos().take_back(io.op(), bytes(ch, io));
 }
 
 #[cold]
@@ -361,6 +383,17 @@ mod tests {
         c.every = Some((second, 5000));
         c.run(&q, Op::Read, 512, 2 * second);
         assert!((6..=5 + 40).contains(&c.admitted), "{} at once after a second of rest", c.admitted - 5);
+    }
+
+    #[test]
+    fn what_is_taken_back_is_had_again_and_no_more() {
+        let (q, l) = (with(READ, MIB), Leases::default());
+        for _ in 0..100 {
+            assert_eq!(l.admit(&q, Op::Read, MIB / 4, 1000), 0);
+            q.take_back(Op::Read, MIB / 4);
+        }
+        assert_eq!(l.admit(&q, Op::Read, MIB / 4, 1000), 0);
+        assert!(l.admit(&q, Op::Read, MIB / 4, 1000) > longshore_reactor::tick_rate() / 5);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::{Reactor, Timer};
 
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
-use crate::io::{IoFlags, IoId, IoRef, Op};
+use crate::io::{IoFlags, IoId, IoRef, NOT_LENT, Op};
 use crate::node::BdevNode;
 use crate::registry::BdevError;
 use lend::Lender;
@@ -75,6 +75,7 @@ impl Bdev for Malloc {
                 me: me.clone(),
                 reactor: r.clone(),
                 store: self.store.clone(),
+                scratch: RefCell::new(self.store.scratch()),
                 waiting: RefCell::default(),
                 timer: RefCell::default(),
                 again: Cell::new(false),
@@ -96,6 +97,8 @@ struct State {
     me: Weak<State>,
     reactor: Reactor,
     store: Arc<Store>,
+    /// A block on its way from one place to another.
+    scratch: RefCell<Box<[u8]>>,
     /// Requests that found a block lent and no room elsewhere, each with the number of its blocks that are done.
     waiting: RefCell<VecDeque<(IoRef, u32)>>,
     timer: RefCell<Option<Timer>>,
@@ -112,7 +115,7 @@ impl State {
             Op::Write => s.write(lba, n, done, &io),
             Op::Compare => Ok(s.compare(lba, n, &io)),
             Op::Unmap | Op::WriteZeroes => s.zero(lba, n, done),
-            Op::Copy => s.copy(io.copy_source(), lba, n, done),
+            Op::Copy => s.copy(io.copy_source(), lba, n, done, &mut self.scratch.borrow_mut()),
             Op::Flush | Op::Reset => Ok(Status::SUCCESS),
             Op::CompareAndWrite => Ok(Status::INVALID_OPCODE),
         };
@@ -148,9 +151,10 @@ impl State {
 impl IoChannel for MallocChannel {
     fn submit(&self, mut io: IoRef) {
         if io.op() == Op::Read && io.flags().has(IoFlags::LEND) {
-            if let Some(b) = self.lender.lend(&self.state.reactor, io.lba(), io.nblocks()) {
-                io.set_buf(b);
-            }
+            let Some(b) = self.lender.lend(&self.state.reactor, io.lba(), io.nblocks()) else {
+                return io.complete_later(NOT_LENT);
+            };
+            io.set_buf(b);
             return io.complete_later(Status::SUCCESS);
         }
         self.state.run(io, 0);

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -117,6 +118,26 @@ impl Drop for Locked<'_> {
     }
 }
 
+/// Several granules in a row, each as [`Locked`].
+struct LockedRun<'a> {
+    store: &'a Store,
+    granules: RangeInclusive<u64>,
+}
+
+impl LockedRun<'_> {
+    fn words(&self) -> impl Iterator<Item = &AtomicU32> {
+        self.granules.clone().map(|g| self.store.word(g))
+    }
+}
+
+impl Drop for LockedRun<'_> {
+    fn drop(&mut self) {
+        self.words().for_each(|w| {
+            w.fetch_and(!LOCKED, Ordering::Release);
+        });
+    }
+}
+
 impl Store {
     pub(super) fn new(g: &Geometry) -> Result<Store, BdevError> {
         let size = |per: u32| {
@@ -176,6 +197,12 @@ impl Store {
         }
     }
 
+    /// Locks granules one after the other, always in this order.
+    fn lock_run(&self, granules: RangeInclusive<u64>) -> LockedRun<'_> {
+        granules.clone().for_each(|g| std::mem::forget(self.lock(g)));
+        LockedRun { store: self, granules }
+    }
+
     fn moved(&self) -> MutexGuard<'_, Moved> {
         self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -226,7 +253,10 @@ impl Store {
         assert!(lba < self.num_blocks);
         let l = self.lock(self.granule_of(lba));
         if l.was & (PINS | MOVED | WANTED) != 0 {
-            return self.change_rarely(&l, lba, f);
+            if l.was & (PINS | MOVED) != 0 {
+                return self.change_copy(&l, lba, f);
+            }
+            l.word.fetch_and(!WANTED, Ordering::Relaxed);
         }
         // SAFETY: in bounds; the lock keeps others out, and it is not lent.
         unsafe {
@@ -235,20 +265,10 @@ impl Store {
         Ok(())
     }
 
+    /// As [`change`](Store::change), in the copy of a granule that is lent, or was and has not been brought home.
     #[cold]
-    fn change_rarely(&self, l: &Locked<'_>, lba: u64, f: impl FnOnce(&mut [u8], &mut [u8])) -> Result<(), Lent> {
+    fn change_copy(&self, l: &Locked<'_>, lba: u64, f: impl FnOnce(&mut [u8], &mut [u8])) -> Result<(), Lent> {
         let g = self.granule_of(lba);
-        if l.was & (PINS | MOVED) == 0 {
-            l.word.fetch_and(!WANTED, Ordering::Relaxed);
-            // SAFETY: in bounds; the lock keeps others out, and it is not lent.
-            unsafe {
-                f(
-                    &mut *Store::piece(&self.data, lba as usize * self.block_size, self.block_size),
-                    &mut *self.md_of(lba),
-                )
-            };
-            return Ok(());
-        }
         let mut moved = self.moved();
         if !moved.at.contains_key(&g) {
             let mut copy = match moved.spare.pop() {
@@ -464,10 +484,10 @@ impl Store {
             return 0;
         }
         let blocks = len / self.block_size;
-        // No block may be half written while its page is replaced: hold every lock, always in this order.
-        let all: Vec<_> =
-            (self.granule_of(lba)..=self.granule_of(lba + blocks as u64 - 1)).map(|g| self.lock(g)).collect();
-        if all.iter().any(|l| l.was & (PINS | MOVED) != 0) {
+        // No block may be half written while its page is replaced: hold every lock.
+        let all = self.lock_run(self.granule_of(lba)..=self.granule_of(lba + blocks as u64 - 1));
+        // What is locked is neither lent nor moved by anybody now; a loan may end, after all that was read of it.
+        if all.words().any(|w| w.load(Ordering::Acquire) & (PINS | MOVED) != 0) {
             return 0;
         }
         let run = Store::piece(&self.data, start, len);
@@ -476,16 +496,20 @@ impl Store {
         if gone.is_err() {
             return 0;
         }
-        for l in &all {
-            l.word.fetch_and(!WANTED, Ordering::Relaxed);
-        }
+        all.words().for_each(|w| {
+            w.fetch_and(!WANTED, Ordering::Relaxed);
+        });
         blocks as u32
     }
 
-    /// As [`write`](Store::write), from other blocks.
-    pub(super) fn copy(&self, from: u64, to: u64, n: u32, done: u32) -> Result<Status, u32> {
-        let mut tmp = vec![0u8; self.block_size + self.md_size];
-        let (data, meta) = tmp.split_at_mut(self.block_size);
+    /// Memory for [`copy`](Store::copy): a block and its metadata.
+    pub(super) fn scratch(&self) -> Box<[u8]> {
+        vec![0; self.block_size + self.md_size].into()
+    }
+
+    /// As [`write`](Store::write), from other blocks, by way of `scratch`.
+    pub(super) fn copy(&self, from: u64, to: u64, n: u32, done: u32, scratch: &mut [u8]) -> Result<Status, u32> {
+        let (data, meta) = scratch.split_at_mut(self.block_size);
         for i in done..n {
             // As memmove: overlapping ranges copy what was there before.
             let at = u64::from(if from >= to { i } else { n - 1 - i });

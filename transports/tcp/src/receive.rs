@@ -142,7 +142,6 @@ impl Conn {
         }
     }
 
-    /// The capsule is complete.
     /// Whether little enough is lent to this connection: until it is sent, writers have to do without that memory, and if the
     /// host does not take it, it is copied at the host's expense.
     #[inline]
@@ -150,6 +149,7 @@ impl Conn {
         self.sock().queued() + self.slots.borrow().lent() <= LENT_HIGH
     }
 
+    /// The capsule is complete.
     #[inline]
     pub(crate) fn proceed(&self, slot: u16, then: Then) {
         match then {

@@ -4,7 +4,9 @@ mod host;
 mod world;
 
 use host::*;
-use world::{BLOCKS, NQN, World};
+use longshore_bdev::{Geometry, Op, null::Null};
+use longshore_nvmf::{TrType, TransportOptions};
+use world::{BLOCKS, NQN, Setup, World};
 
 const READ: usize = 128 << 10;
 
@@ -75,5 +77,27 @@ fn readers_that_take_nothing_do_not_hold_up_writers_and_read_no_mixture_of_two_w
         for lba in all {
             assert!(writer.read(lba, READ).data == run(lba, READ, 2), "what was written last, from block {lba} on");
         }
+    }
+}
+
+#[test]
+fn a_read_that_is_not_lent_anything_after_all_is_answered_and_counted_once() {
+    let mut transport = TransportOptions::new(TrType::Tcp);
+    transport.max_io_size = 256 << 10;
+    let w = Setup { transport, ..Setup::default() }.start();
+    let node = w.target.bdevs().register("Zeroes", None, Null::new(Geometry::plain(512, BLOCKS))).unwrap();
+    w.add_namespace("Zeroes");
+    let (_admin, mut io) = queue(&w, Ic::default());
+    // Of this length, and of twice that, which is more than such a device lends.
+    for (len, ops) in [(READ, 10), (2 * READ, 20)] {
+        for _ in 0..10 {
+            let mut sqe = io.rw_sqe(2, 0, (len / 512) as u32, len as u32);
+            sqe.nsid = 2.into();
+            io.send_cmd(&sqe, &[]);
+            let done = io.finish(sqe.cid.get(), &[]);
+            assert!(done.status.is_ok() && done.data == vec![0; len]);
+        }
+        let s = node.stats();
+        assert_eq!((s.op(Op::Read).ops, s.errors), (ops, Vec::new()), "reads of {len} bytes");
     }
 }

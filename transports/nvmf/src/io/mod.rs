@@ -7,7 +7,7 @@ pub(crate) mod sgl;
 
 use std::rc::Rc;
 
-use longshore_bdev::{IoFlags, IoRef};
+use longshore_bdev::{IoFlags, IoRef, NOT_LENT};
 use longshore_nvme::wire::opcode::io as opcode;
 use longshore_nvme::wire::{Sqe, Status};
 
@@ -71,7 +71,8 @@ pub(crate) fn done(qp: &Rc<Qpair>, mut io: IoRef, tag: u64) {
     match tag & !0xffff {
         0 => {
             let buf = io.take_buf();
-            let unlent = buf.is_none() && io.flags().has(IoFlags::LEND) && status.is_ok();
+            // A success without a buffer is against the rules, but no reason to send what is not there.
+            let unlent = buf.is_none() && io.flags().has(IoFlags::LEND) && (status == NOT_LENT || status.is_ok());
             qp.put_request(io);
             if unlent {
                 return qp.need_buffer(slot);
