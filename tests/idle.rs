@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use longshore_nvme::wire::{SglDescriptor, Sqe};
 use serde_json::Value;
 use served::raw::{self, Queue};
-use served::{Daemon, Place, cpu_time, cpus, machine_busy, stats, text};
+use served::{Daemon, Place, cpu_time, cpus, machine_busy, stats, text, void};
 
 const BDEV: &str =
     r#"{"method": "bdev_null_create", "params": {"name": "N", "num_blocks": 262144, "block_size": 4096}}"#;
@@ -81,6 +81,23 @@ const IDLE: Duration = Duration::from_millis(100);
 const REQUESTS: usize = 1000;
 /// Turns that the two kinds take.
 const ROUNDS: usize = 5;
+/// Microseconds that the median of first requests may take beyond a spinning daemon's and the machine's own wake-up. A quiet machine
+/// measures 38 to 55.
+const MEDIAN: f64 = 100.0;
+/// The same for p99. A quiet machine measures at most 120; beside 2 to 6 % of other work up to 760. A wake-up that is
+/// lost once in a hundred times costs what it takes until a timer or another packet comes: milliseconds, or seconds.
+const P99: f64 = 500.0;
+/// The share of a core that others may use if medians are to count...
+const QUIET: f64 = 0.05;
+/// ...and p99: more than that can hold up one request in a hundred.
+const STILL: f64 = 0.01;
+/// The p99, in microseconds, of a spinning thread that does nothing but answer, from which on somebody must have held its CPU: 47 to
+/// 76 on a quiet machine.
+const HELD: f64 = 500.0;
+/// A median so far off, in microseconds, is nobody else's doing.
+const FAR: f64 = 5000.0;
+/// What the limits are for.
+const FIRST: &str = "the first request after idleness";
 
 /// A daemon, and an I/O queue to it.
 struct Asked {
@@ -192,15 +209,15 @@ fn percentile(v: &mut [Duration], percent: usize) -> f64 {
 ///
 /// What the same machine takes, in the same minute, to wake a thread that is blocked in `read` is subtracted: a virtual CPU that has
 /// gone to sleep may take more than 100 us by itself. The goal is 30 us for the median beyond that; docs/benchmarks.md says what is
-/// reached. The limits here, for a machine without other work, only catch what makes it worse: percentiles of a shared CPU say how long
-/// others held it. Beside other work only a median that is far off fails: a wake-up
-/// that was lost until some timer came.
+/// reached. The limits here only catch what makes it worse: see [`MEDIAN`] and [`P99`].
+///
+/// What is within both is good, and what is beyond one is wrong, where the machine was [`QUIET`], or [`STILL`], enough for it to count.
+/// Anything else says how long others held the CPU: beside them only medians fail that were [`FAR`] off each time, and the rest is void.
 #[test]
 fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a_daemon_that_spins() {
-    let all = cpus();
-    let [here, .., there] = &all[..] else {
-        println!("void: this process may use one CPU only, on which one who spins keeps the other from answering");
-        return;
+    let cpus = cpus();
+    let [here, .., there] = &cpus[..] else {
+        return void(FIRST, "this process may use one CPU only, on which one who spins keeps the other from answering");
     };
     let mut idle: Vec<Asked> = (0..DAEMONS).map(|i| Asked::start(&format!("first-{i}"), there, &["-s", "8"])).collect();
     let mut busy = Asked::start("first-busy", there, &["-s", "8", "--poll-mode", "busy"]);
@@ -214,7 +231,9 @@ fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a
         let all = idle.iter().chain([busy]).map(|a| a.daemon.cpu_time());
         cpu_time(std::process::id()) + all.sum::<Duration>()
     };
-    for tries in 1..=TRIES {
+    // Of each measurement that did not succeed: whether it counts, whether the median was far off, and all figures.
+    let mut all: Vec<(bool, bool, String)> = Vec::new();
+    for _ in 0..TRIES {
         let (mut after_idle, mut spinning) = (Vec::new(), Vec::new());
         let (mut woken, mut awake) = (Vec::new(), Vec::new());
         let (began, before, own_before) = (Instant::now(), machine_busy(), own(&idle, &busy));
@@ -247,20 +266,25 @@ fn the_first_request_after_100_ms_of_idleness_is_answered_nearly_as_soon_as_by_a
         let shown = |v: &mut [Duration]| (percentile(v, 50), percentile(v, 99));
         let ((idle50, idle99), (busy50, busy99)) = (shown(&mut after_idle), shown(&mut spinning));
         let ((woken50, woken99), (awake50, awake99)) = (shown(&mut woken), shown(&mut awake));
-        println!("a blocked thread: median {woken50:.1} us, p99 {woken99:.1}; spinning: {awake50:.1} and {awake99:.1}");
-        println!(
+        let figures = format!(
             "first request after {} ms: median {idle50:.1} us, p99 {idle99:.1}; spinning: {busy50:.1} and {busy99:.1}; \
+             a blocked thread: {woken50:.1} and {woken99:.1}; spinning: {awake50:.1} and {awake99:.1}; \
              others used {:.0} % of a core",
             IDLE.as_millis(),
             others * 100.0
         );
-        let quiet = others <= 0.05;
-        let more = if quiet { 100.0 } else { 5000.0 };
-        let machine = ((woken50 - awake50).max(0.0), (woken99 - awake99).max(0.0));
-        if idle50 <= busy50 + machine.0 + more && (!quiet || idle99 <= busy99 + machine.1 + 5000.0) {
+        println!("{figures}");
+        let median = idle50 - busy50 - (woken50 - awake50).max(0.0);
+        let p99 = idle99 - busy99 - (woken99 - awake99).max(0.0);
+        let below = |share: f64| others <= share && awake99 < HELD;
+        if below(QUIET) && median <= MEDIAN && p99 <= P99 {
             return;
         }
-        assert!(tries < TRIES, "median {idle50:.1} us, p99 {idle99:.1} us; spinning: {busy50:.1} and {busy99:.1}");
+        let counts = median > MEDIAN && below(QUIET) || p99 > P99 && below(STILL);
+        all.push((counts, median > FAR, figures));
         busy.daemon.signal(rustix::process::Signal::STOP);
     }
+    let failed = all.iter().any(|(counts, ..)| *counts) || all.iter().all(|(_, far, _)| *far);
+    assert!(!failed, "more than {MEDIAN} us (median) or {P99} us (p99) beyond what the machine takes: {all:#?}");
+    void(FIRST, &format!("the machine was busy with something else in every measurement: {all:#?}"));
 }

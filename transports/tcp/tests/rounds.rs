@@ -268,6 +268,5 @@ fn round(stage: &mut Stage, seed: u64, rng: &mut Rng) {
 
 #[test]
 fn whatever_ends_under_load_gives_everything_back() {
-    let mut stage = Stage::new();
-    stage::rounds(1000, |seed, rng| round(&mut stage, seed, rng));
+    stage::rounds(1000, Stage::new, round, drop);
 }

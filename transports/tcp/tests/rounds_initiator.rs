@@ -156,7 +156,6 @@ fn round(stage: &mut Stage, host: &Initiator, rng: &mut Rng) {
 
 #[test]
 fn whatever_ends_under_load_of_an_initiator_gives_everything_back_on_both_sides() {
-    let (mut stage, host) = (Stage::new(), Initiator::new());
-    stage::rounds(300, |_, rng| round(&mut stage, &host, rng));
-    host.rt.stop();
+    let start = || (Stage::new(), Initiator::new());
+    stage::rounds(300, start, |(stage, host), _, rng| round(stage, host, rng), |(_, host)| host.rt.stop());
 }

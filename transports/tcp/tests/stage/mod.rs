@@ -1,11 +1,12 @@
 //! Where rounds of teardown take place: a target with a device of every kind, what it has handed out, and the ways it can lose
 //! something. Test files that use this have `host` and `world` too.
 //!
-//! `TEARDOWN_SEED` is the first round's seed, `TEARDOWN_ROUNDS` how many follow; a failure says both.
+//! `TEARDOWN_SEED` is the first round's seed, `TEARDOWN_ROUNDS` how many follow; a failure says both, and so does a round that hangs.
 #![allow(dead_code, unreachable_pub)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use longshore_bdev::delay::{Delay, Latency};
@@ -243,20 +244,54 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |v| v.parse().unwrap_or_else(|e| panic!("{name}={v}: {e}")))
 }
 
-/// Runs as many rounds as the environment asks for, or `rounds`.
-pub fn rounds(rounds: u64, mut round: impl FnMut(u64, &mut Rng)) {
+/// What a round may take, or what comes before and after all of them. Waits that have a limit of their own fail long before.
+const STUCK: Duration = Duration::from_secs(180);
+
+/// Runs as many rounds as the environment asks for, or `rounds`, with what `start` makes and `end` takes down.
+pub fn rounds<S>(
+    rounds: u64,
+    start: impl FnOnce() -> S,
+    mut round: impl FnMut(&mut S, u64, &mut Rng),
+    end: impl FnOnce(S),
+) {
     let (first, rounds) = (number("TEARDOWN_SEED", 1), number("TEARDOWN_ROUNDS", rounds));
     // A reactor that panics ends the process: the seed is said first, past the capture of output.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |p| {
-        let line = format!("TEARDOWN_SEED={} TEARDOWN_ROUNDS=1\n", SEED.load(Ordering::SeqCst));
-        let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+        say("");
         hook(p);
     }));
+    SEED.store(first, Ordering::SeqCst);
+    // Not every wait of a round has a limit of its own: somebody watches that it goes on.
+    let (alive, watched) = channel::<()>();
+    let watch = std::thread::spawn(move || {
+        loop {
+            match watched.recv_timeout(STUCK) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    say(&format!("nothing has ended for {STUCK:?} in this round, or just before or after it: "));
+                    std::process::abort();
+                }
+            }
+        }
+    });
+    let mut stage = start();
     for seed in first..first + rounds {
+        let _ = alive.send(());
         SEED.store(seed, Ordering::SeqCst);
         // Neighbouring seeds must not begin alike.
         let mixed = (seed ^ seed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        round(seed, &mut Rng((mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb)));
+        round(&mut stage, seed, &mut Rng((mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb)));
     }
+    let _ = alive.send(());
+    end(stage);
+    drop(alive);
+    watch.join().unwrap();
+}
+
+/// Says on stderr, past the capture of output, which round it is.
+fn say(what: &str) {
+    let line = format!("{what}TEARDOWN_SEED={} TEARDOWN_ROUNDS=1\n", SEED.load(Ordering::SeqCst));
+    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
 }
