@@ -52,6 +52,7 @@ pub mod malloc;
 pub mod null;
 pub mod nvme;
 pub mod passthru;
+pub mod sim;
 pub mod uring;
 pub mod volatile;
 

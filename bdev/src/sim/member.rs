@@ -1,0 +1,291 @@
+//! A simulated member as a device: answers on the simulated clock, late and in another order than it was asked.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_nvme::wire::Status;
+use longshore_reactor::{Reactor, Timer};
+
+use super::image::{Content, WriteId};
+use super::world::World;
+use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
+use crate::io::{IoFlags, IoId, IoRef, Op};
+use crate::node::BdevNode;
+use crate::registry::BdevError;
+
+/// Latencies are multiples of this, so that several requests end in one turn of the reactor.
+const TICK: u64 = 10_000;
+/// Most of a usual latency.
+const TICKS: u64 = 20;
+/// One request in so many takes [`STRAGGLE`] times as long, so that flushes and later writes overtake it.
+const STRAGGLER: u64 = 24;
+const STRAGGLE: u64 = 20;
+/// How much slower a slow member is.
+const SLOWER: u64 = 100;
+
+/// Member `index` of a world, during one life.
+pub struct SimMember {
+    world: World,
+    index: usize,
+    life: u64,
+}
+
+impl SimMember {
+    /// The device of member `index`, until power fails.
+    pub fn new(world: &World, index: usize) -> Arc<SimMember> {
+        let life = world.state().life;
+        Arc::new(SimMember { world: world.clone(), index, life })
+    }
+}
+
+impl Bdev for SimMember {
+    fn product_name(&self) -> &'static str {
+        "simulated member"
+    }
+
+    fn geometry(&self) -> Geometry {
+        let s = self.world.state();
+        let image = &s.members[self.index].image;
+        let g = Geometry::plain(image.block_size() as u32, image.len() as u64);
+        Geometry { volatile_cache: image.volatile(), ..g }
+    }
+
+    fn supported(&self) -> SupportedOps {
+        SupportedOps::of(&[Op::Read, Op::Write, Op::Flush, Op::Unmap, Op::WriteZeroes])
+    }
+
+    fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        Ok(Box::new(SimChannel(Rc::new_cyclic(|me| Inner {
+            world: self.world.clone(),
+            index: self.index,
+            life: self.life,
+            reactor: reactor.clone(),
+            flying: RefCell::default(),
+            timer: RefCell::default(),
+            armed: Cell::new(u64::MAX),
+            order: Cell::new(0),
+            me: me.clone(),
+        }))))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+struct SimChannel(Rc<Inner>);
+
+struct Inner {
+    world: World,
+    index: usize,
+    life: u64,
+    reactor: Reactor,
+    flying: RefCell<BinaryHeap<Reverse<Flight>>>,
+    timer: RefCell<Option<Timer>>,
+    /// When the timer fires.
+    armed: Cell<u64>,
+    order: Cell<u64>,
+    me: Weak<Inner>,
+}
+
+/// A request on its way.
+struct Flight {
+    due: u64,
+    order: u64,
+    io: IoRef,
+    work: Work,
+}
+
+#[derive(Clone, Copy)]
+enum Work {
+    /// Read; with `true` the data was taken when it was submitted.
+    Read(bool),
+    Write(WriteId),
+    Flush(u64),
+    Fail,
+}
+
+impl PartialEq for Flight {
+    fn eq(&self, other: &Flight) -> bool {
+        (self.due, self.order) == (other.due, other.order)
+    }
+}
+
+impl Eq for Flight {}
+
+impl PartialOrd for Flight {
+    fn partial_cmp(&self, other: &Flight) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Flight {
+    fn cmp(&self, other: &Flight) -> std::cmp::Ordering {
+        (self.due, self.order).cmp(&(other.due, other.order))
+    }
+}
+
+impl Inner {
+    fn begin(&self, mut io: IoRef) {
+        let (latency, shuffle, work) = {
+            let mut guard = self.world.state();
+            let s = &mut *guard;
+            let mut latency = 1 + s.random.below(TICKS);
+            if s.random.below(STRAGGLER) == 0 {
+                latency *= STRAGGLE;
+            }
+            let dead = !s.powered || s.life != self.life || s.members[self.index].health.gone;
+            if s.members[self.index].health.slow {
+                latency *= SLOWER;
+            }
+            let early = s.random.below(2) == 0;
+            let shuffle = s.random.below(1 << 20);
+            let garbage = s.random.below(3);
+            let image = &mut s.members[self.index].image;
+            let (lba, n) = (io.lba() as usize, io.nblocks() as usize);
+            let work = match io.op() {
+                _ if dead => Work::Fail,
+                Op::Read if early => {
+                    read(image, &mut io);
+                    Work::Read(true)
+                }
+                Op::Read => Work::Read(false),
+                Op::Flush => Work::Flush(image.mark()),
+                Op::WriteZeroes => Work::Write(image.submit(lba, std::iter::repeat_n(Content::Fill(0), n))),
+                // What a deallocated block reads is the device's choice.
+                Op::Unmap if garbage == 0 => Work::Read(true),
+                Op::Unmap => {
+                    let byte = if garbage == 1 { 0 } else { 0xa5 };
+                    Work::Write(image.submit(lba, std::iter::repeat_n(Content::Fill(byte), n)))
+                }
+                Op::Write => {
+                    let mut data = Vec::with_capacity(io.buf_len());
+                    io.segments().for_each(|b| data.extend_from_slice(b));
+                    let (data, bs): (Arc<[u8]>, usize) = (data.into(), image.block_size());
+                    assert_eq!(data.len(), n * bs, "a write of {n} blocks brings as many bytes");
+                    Work::Write(image.submit(lba, (0..n).map(|i| Content::Data(data.clone(), (i * bs) as u32))))
+                }
+                _ => Work::Fail,
+            };
+            s.step();
+            (latency * TICK, shuffle, work)
+        };
+        let now = self.reactor.rdtsc();
+        let due = (now / TICK + 1) * TICK + latency;
+        let count = self.order.get() + 1;
+        self.order.set(count);
+        let order = shuffle << 32 | count;
+        self.flying.borrow_mut().push(Reverse(Flight { due, order, io, work }));
+        self.arm(due, now);
+    }
+
+    fn arm(&self, due: u64, now: u64) {
+        if due >= self.armed.get() {
+            return;
+        }
+        self.armed.set(due);
+        let after = Duration::from_nanos(due.saturating_sub(now));
+        if self.timer.borrow().as_ref().is_some_and(|t| t.reset(after)) {
+            return;
+        }
+        let me = self.me.clone();
+        let timer = self.reactor.timer(after, move |_| {
+            if let Some(me) = me.upgrade() {
+                me.deliver();
+            }
+        });
+        *self.timer.borrow_mut() = Some(timer);
+    }
+
+    fn deliver(&self) {
+        self.armed.set(u64::MAX);
+        let now = self.reactor.rdtsc();
+        loop {
+            let next = {
+                let mut f = self.flying.borrow_mut();
+                if f.peek().is_some_and(|Reverse(f)| f.due <= now) { f.pop() } else { None }
+            };
+            let Some(Reverse(flight)) = next else { break };
+            self.end(flight);
+        }
+        let next = self.flying.borrow().peek().map(|Reverse(f)| f.due);
+        if let Some(due) = next {
+            self.arm(due, now);
+        }
+    }
+
+    fn end(&self, Flight { mut io, work, .. }: Flight) {
+        let status = {
+            let mut guard = self.world.state();
+            let s = &mut *guard;
+            // Power may fail with the request still on its way.
+            s.step();
+            let dead = !s.powered || s.life != self.life;
+            let gone = s.members[self.index].health.gone;
+            let keep = s.random.below(2) == 0;
+            let image = &mut s.members[self.index].image;
+            let (lba, n) = (io.lba() as usize, io.nblocks() as usize);
+            match work {
+                // The images are what the crash left.
+                _ if dead => Status::INTERNAL_ERROR,
+                // A member that vanishes may have done what it does not acknowledge.
+                Work::Write(id) if gone => {
+                    if keep {
+                        image.complete(id, lba, n, false);
+                    } else {
+                        image.give_up(id, lba, n);
+                    }
+                    Status::INTERNAL_ERROR
+                }
+                _ if gone => Status::INTERNAL_ERROR,
+                Work::Fail => Status::INTERNAL_ERROR,
+                Work::Read(_) if io.op() == Op::Read && image.spoiled(lba, n) => Status::UNRECOVERED_READ_ERROR,
+                Work::Read(taken) => {
+                    if !taken {
+                        read(image, &mut io);
+                    }
+                    Status::SUCCESS
+                }
+                Work::Write(id) => {
+                    image.complete(id, lba, n, io.flags().has(IoFlags::FUA));
+                    Status::SUCCESS
+                }
+                Work::Flush(mark) => {
+                    image.flushed(mark);
+                    Status::SUCCESS
+                }
+            }
+        };
+        io.complete(status);
+    }
+}
+
+fn read(image: &super::image::Image, io: &mut IoRef) {
+    let (lba, bs) = (io.lba() as usize, image.block_size());
+    let mut whole = vec![0; io.nblocks() as usize * bs];
+    for (i, block) in whole.chunks_exact_mut(bs).enumerate() {
+        image.read(lba + i, block);
+    }
+    let mut from = &whole[..];
+    for seg in io.segments_mut() {
+        let n = seg.len().min(from.len());
+        seg[..n].copy_from_slice(&from[..n]);
+        from = &from[n..];
+    }
+}
+
+impl IoChannel for SimChannel {
+    fn submit(&self, io: IoRef) {
+        self.0.begin(io);
+    }
+
+    /// A request that a device has begun is not taken back: it ends when it ends.
+    fn abort(&self, id: IoId) -> bool {
+        self.0.flying.borrow().iter().any(|Reverse(f)| f.io.id() == id)
+    }
+}
