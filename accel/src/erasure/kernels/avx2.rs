@@ -8,7 +8,7 @@ use super::lanes::{Lanes, entry_points};
 
 struct Ymm;
 
-entry_points!(Ymm, "avx2", [1 => 2, 2 => 2, 3 => 1, 4 => 1, 5 => 1, 6 => 1, 7 => 1, 8 => 1]);
+entry_points!(Ymm, "avx2", [1 => 2, 2 => 2, 3 => 2, 4 => 2, 5 => 1, 6 => 1, 7 => 1, 8 => 1]);
 
 // SAFETY: accesses only what the trait allows: full vectors.
 unsafe impl Lanes for Ymm {
