@@ -66,6 +66,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("accel/src/erasure/kernels/ssse3.rs", "vector instructions"),
     ("accel/tests/isal.rs", "calls of ISA-L, to compare with"),
     ("bdev/src/channel.rs", "completion frames point to channels"),
+    ("bdev/src/ec/memory.rs", "memory of hosts' requests lent to children"),
+    ("bdev/src/ec/remote.rs", "memory of requests lent to the home core"),
     ("bdev/src/frame.rs", "completion frames"),
     ("bdev/src/io.rs", "slots reached by their handle"),
     ("bdev/src/job.rs", "children borrow their parent's memory"),

@@ -3,5 +3,44 @@
 //! * [`layout`]: where everything is on a member, and which strip is whose. Pure arithmetic.
 //! * [`format`]: the structures on the members, byte for byte. Pure encoding and decoding; `docs/format-ec.md` describes them.
 
+mod clear;
+mod device;
+mod engine;
+mod epoch;
+mod event;
+mod flush;
 pub mod format;
+#[cfg(not(test))]
+mod honest;
+mod intent;
+mod journal;
 pub mod layout;
+mod map;
+mod member;
+mod memory;
+mod meta;
+#[cfg(test)]
+pub(crate) mod mutant;
+mod read;
+mod recover;
+mod remote;
+mod shared;
+mod signal;
+mod start;
+mod stats;
+mod stripe;
+#[cfg(test)]
+mod tests;
+mod tuning;
+mod txn;
+
+#[cfg(not(test))]
+use honest as faults;
+#[cfg(test)]
+use mutant as faults;
+
+pub use device::{Ec, PRODUCT_NAME};
+pub use event::Event;
+pub use start::start;
+pub use stats::EcStats;
+pub use tuning::Tuning;

@@ -30,7 +30,7 @@ pub struct RecordHeader {
     pub index: u32,
     /// Bytes into the strip.
     pub offset: u32,
-    /// Bytes of payload.
+    /// Bytes of payload. 0: a mark, which tells the tail and is no write.
     pub length: u32,
     /// CRC32C of the payload: [`payload_checksum`].
     pub payload_crc: u32,
@@ -114,7 +114,7 @@ impl RecordHeader {
             return field("tail", self.tail, format!("must be at most the transaction, {}", self.txn));
         }
         let aligned = self.offset.is_multiple_of(layout.block) && self.length.is_multiple_of(layout.block);
-        if !aligned || self.length == 0 || u64::from(self.offset) + u64::from(self.length) > u64::from(layout.strip) {
+        if !aligned || u64::from(self.offset) + u64::from(self.length) > u64::from(layout.strip) {
             return field("length", self.length, format!("must be blocks within the strip from {}", self.offset));
         }
         Ok(())
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(name(RecordHeader { participants: 0b1101, ..header() }), "participants");
         assert_eq!(name(RecordHeader { participants: 0b001, ..header() }), "participants");
         assert_eq!(name(RecordHeader { tail: 71, ..header() }), "tail");
-        assert_eq!(name(RecordHeader { length: 0, ..header() }), "length");
+        assert_eq!(RecordHeader { length: 0, ..header() }.check(&l, u, 3, 2, 1), Ok(()), "a mark");
         assert_eq!(name(RecordHeader { length: 100, ..header() }), "length");
         assert_eq!(name(RecordHeader { offset: 3584, length: 1024, ..header() }), "length");
         assert_eq!(name(RecordHeader { offset: u32::MAX - 511, ..header() }), "length");

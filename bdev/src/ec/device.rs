@@ -1,0 +1,255 @@
+//! The array as a device: its control plane, and a channel per core. Reads that lie in one strip of a healthy member go straight to
+//! it, as the same request; everything else goes to the home core.
+
+use std::any::Any;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use longshore_nvme::wire::Status;
+use longshore_reactor::{Reactor, oneshot};
+
+use super::engine::Engine;
+use super::format::MemberState;
+use super::remote::Remote;
+use super::shared::Shared;
+use super::start::engine_here;
+use super::stats::EcStats;
+use crate::channel::Channel;
+use crate::device::{Bdev, Geometry, IoChannel, Layer, SupportedOps};
+use crate::io::{IoId, IoRef, Op};
+use crate::node::BdevNode;
+use crate::registry::BdevError;
+
+/// Product name of erasure-coded arrays.
+pub const PRODUCT_NAME: &str = "ErasureCode Volume";
+
+/// Reads of one core that went straight to a member. One core writes, anyone reads.
+#[derive(Default)]
+struct Direct {
+    reads: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Direct {
+    #[inline]
+    fn count(&self, bytes: u64) {
+        self.reads.store(self.reads.load(Relaxed) + 1, Relaxed);
+        self.bytes.store(self.bytes.load(Relaxed) + bytes, Relaxed);
+    }
+}
+
+/// An erasure-coded array.
+pub struct Ec {
+    pub(super) shared: Arc<Shared>,
+    pub(super) geometry: Geometry,
+    direct: Mutex<Vec<Arc<Direct>>>,
+    closed: Mutex<Option<oneshot::Receiver<()>>>,
+    closing: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl Ec {
+    pub(super) fn new(shared: Arc<Shared>, geometry: Geometry) -> Arc<Ec> {
+        let (tx, rx) = oneshot::channel();
+        Arc::new(Ec {
+            shared,
+            geometry,
+            direct: Mutex::default(),
+            closed: Mutex::new(Some(rx)),
+            closing: Mutex::new(Some(tx)),
+        })
+    }
+
+    /// What the host asked for and what that cost.
+    pub fn stats(&self) -> EcStats {
+        let mut s = self.shared.counters.snapshot();
+        for d in self.direct.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let (reads, bytes) = (d.reads.load(Relaxed), d.bytes.load(Relaxed));
+            s.host_reads += reads;
+            s.host_read_bytes += bytes;
+            s.member_reads += reads;
+            s.member_read_bytes += bytes;
+        }
+        s
+    }
+
+    /// How the member in `slot` is used at present.
+    pub fn member_state(&self, slot: usize) -> MemberState {
+        self.shared.state(slot)
+    }
+
+    /// True if too few members are left to serve requests.
+    pub fn is_offline(&self) -> bool {
+        self.shared.is_offline()
+    }
+
+    /// The device in `slot` is going away, or must not be used any more.
+    pub fn member_gone(&self, slot: usize, why: &'static str) {
+        let id = self.shared.id;
+        self.shared.home.send(move |_| {
+            if let Some(e) = engine_here(id) {
+                e.fail_member(slot, why);
+            }
+        });
+    }
+
+    /// Ends, after the array was unregistered, when its members are closed. For one caller.
+    pub fn closed(&self) -> Option<oneshot::Receiver<()>> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Bdev for Ec {
+    fn product_name(&self) -> &'static str {
+        PRODUCT_NAME
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry.clone()
+    }
+
+    fn supported(&self) -> SupportedOps {
+        SupportedOps::of(&[Op::Read, Op::Write, Op::Flush, Op::Unmap, Op::WriteZeroes, Op::Reset])
+    }
+
+    fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        let direct = Arc::new(Direct::default());
+        self.direct.lock().unwrap_or_else(PoisonError::into_inner).push(direct.clone());
+        let n = self.shared.layout.n();
+        let home = match reactor.handle().index() == self.shared.home.index() {
+            true => {
+                Home::Here(engine_here(self.shared.id).ok_or_else(|| BdevError::NotFound(self.shared.name.clone()))?)
+            }
+            false => Home::Away(Remote::open(&self.shared, reactor)),
+        };
+        Ok(Box::new(EcChannel {
+            members: (0..n).map(|slot| self.shared.channel(slot)).collect(),
+            shifts: (0..n).map(|slot| self.shared.below(slot).map_or(9, |b| b.0)).collect(),
+            shared: self.shared.clone(),
+            home,
+            direct,
+        }))
+    }
+
+    fn base_names(&self) -> Vec<String> {
+        (0..self.shared.layout.n()).filter_map(|slot| self.shared.member_name(slot)).collect()
+    }
+
+    fn stack_depth(&self) -> usize {
+        let below = self.shared.descs();
+        1 + below.iter().flatten().map(|d| d.node().device().stack_depth()).max().unwrap_or(0)
+    }
+
+    fn destruct(&self) {
+        let id = self.shared.id;
+        let done = self.closing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared.home.send(move |r| super::start::stop(r, id, done));
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+enum Home {
+    Here(Rc<Engine>),
+    Away(Rc<Remote>),
+}
+
+struct EcChannel {
+    shared: Arc<Shared>,
+    members: Vec<Option<Channel>>,
+    /// Bytes of the members' blocks, as powers of two.
+    shifts: Vec<u32>,
+    home: Home,
+    direct: Arc<Direct>,
+}
+
+impl EcChannel {
+    fn send_home(&self, io: IoRef) {
+        match &self.home {
+            Home::Here(e) => e.submit(io),
+            Home::Away(r) => r.forward(io),
+        }
+    }
+
+    /// Sends a read to the member that holds it all, as it is. Otherwise gives it back.
+    #[inline]
+    fn read_direct(&self, mut io: IoRef) -> Result<(), IoRef> {
+        let l = &self.shared.layout;
+        let place = l.place(io.lba());
+        let bytes = u64::from(io.nblocks()) * u64::from(l.block);
+        if u64::from(place.offset) + bytes > u64::from(l.strip) || self.shared.is_offline() {
+            return Err(io);
+        }
+        if !self.shared.is_mapped(place.stripe) {
+            self.direct.count(bytes);
+            io.segments_mut().for_each(|s| s.fill(0));
+            io.complete_later(Status::SUCCESS);
+            return Ok(());
+        }
+        let slot = l.slot_of(place.stripe, place.data);
+        let Some(member) = self.members[slot].as_ref().filter(|_| self.shared.readable() >> slot & 1 != 0) else {
+            return Err(io);
+        };
+        self.direct.count(bytes);
+        let shift = self.shifts[slot];
+        io.set_saved(io.lba() << 1 | 1);
+        let lba = (l.strip_offset(place.stripe) + u64::from(place.offset)) >> shift;
+        let (op, flags) = (io.op(), io.flags());
+        io.prepare(op, flags, lba, (bytes >> shift) as u32);
+        member.submit(io);
+        Ok(())
+    }
+}
+
+impl IoChannel for EcChannel {
+    fn submit(&self, io: IoRef) {
+        if io.op() == Op::Read {
+            if let Err(io) = self.read_direct(io) {
+                self.shared.counters.host_reads.add(1);
+                self.shared.counters.host_read_bytes.add(u64::from(io.nblocks()) * u64::from(self.shared.layout.block));
+                self.send_home(io);
+            }
+            return;
+        }
+        self.send_home(io);
+    }
+
+    fn hooks_completion(&self) -> bool {
+        true
+    }
+
+    fn completed(&self, mut io: IoRef) {
+        let (word, status) = (io.saved(), io.status());
+        if word & 1 == 0 {
+            return io.complete(status);
+        }
+        let l = &self.shared.layout;
+        let lba = word >> 1;
+        let place = l.place(lba);
+        let slot = l.slot_of(place.stripe, place.data);
+        let n = io.nblocks() >> (l.block.trailing_zeros() - self.shifts[slot]);
+        let (op, flags) = (io.op(), io.flags());
+        io.prepare(op, flags, lba, n);
+        if status.is_ok() || status == Status::ABORT_REQUESTED {
+            return io.complete(status);
+        }
+        // The others have it too.
+        io.set_saved(0);
+        match &self.home {
+            Home::Here(e) => e.read(io, 1 << place.data),
+            Home::Away(r) => r.forward(io),
+        }
+    }
+
+    fn abort(&self, id: IoId) -> bool {
+        if self.members.iter().flatten().any(|m| m.abort(id)) {
+            return true;
+        }
+        match &self.home {
+            Home::Here(e) => e.abort(id),
+            Home::Away(_) => false,
+        }
+    }
+}

@@ -1,0 +1,560 @@
+//! The engine of an array on its home core: who may go on, who waits for what, and what happens when a member fails.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use longshore_accel::erasure::{Codec, Decoder};
+use longshore_nvme::wire::Status;
+use longshore_reactor::{DmaBuf, Timer};
+use uuid::Uuid;
+
+use super::clear::Clear;
+use super::event::Event;
+use super::flush::{Offline, Rounds};
+use super::format::{MemberState, Superblock};
+use super::intent::Intent;
+use super::journal::Journal;
+use super::map::Map;
+use super::member::Member;
+use super::meta::Meta;
+use super::read::Read;
+use super::remote::Arrived;
+use super::shared::Shared;
+use super::signal::Signal;
+use super::stripe::{Ready, Stripes, Waiting};
+use super::tuning::Tuning;
+use super::txn::plan::MOST_JOINED;
+use super::txn::{Txn, masked};
+use crate::core::CoreState;
+use crate::io::{IoId, IoRef, Op};
+
+/// How often those who wait for memory look again, if nobody gives any back before.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Decoders kept.
+const DECODERS: usize = 256;
+
+/// Who waits for memory, requests or slots, and holds none.
+pub(super) enum Starved {
+    Txn(Rc<Txn>),
+    Read(Rc<Read>),
+    Clear(Rc<Clear>),
+    Remote(Box<Arrived>),
+}
+
+/// What an engine is made of.
+pub(super) struct Parts {
+    pub(super) codec: Codec,
+    pub(super) head: Superblock,
+    pub(super) tuning: Tuning,
+    /// As many zeroes as [`ZEROES`](super::memory::ZEROES) says.
+    pub(super) zeroes: DmaBuf,
+    pub(super) nonce: u64,
+    pub(super) events: Box<dyn Fn(Event)>,
+}
+
+/// See the module.
+pub(super) struct Engine {
+    pub(super) shared: Arc<Shared>,
+    pub(super) core: Rc<CoreState>,
+    pub(super) codec: Codec,
+    pub(super) array: Uuid,
+    pub(super) tuning: Tuning,
+    pub(super) members: Vec<Member>,
+    pub(super) zeroes: DmaBuf,
+    pub(super) stripes: Stripes,
+    pub(super) journal: Journal,
+    pub(super) rounds: Rounds,
+    pub(super) map: Map,
+    pub(super) intent: Intent,
+    pub(super) meta: Meta,
+    /// The session that records carry.
+    pub(super) session: Cell<u64>,
+    /// This session's number in superblocks.
+    pub(super) nonce: u64,
+    /// The superblock last written, of whatever slot.
+    pub(super) table: RefCell<Superblock>,
+    /// Members that failed so far: a failure that no superblock names yet makes the array unstable.
+    pub(super) failures: Cell<u64>,
+    unstable: Cell<bool>,
+    pub(super) failed: Signal,
+    closing: Cell<bool>,
+    parked: RefCell<Vec<Rc<Txn>>>,
+    stable_waiters: RefCell<Vec<Waker>>,
+    starved: RefCell<VecDeque<Starved>>,
+    look_again: RefCell<Option<Timer>>,
+    pub(super) slots_wanted: Signal,
+    txns: RefCell<Vec<Rc<Txn>>>,
+    reads: RefCell<Vec<Rc<Read>>>,
+    gathered: RefCell<Vec<IoRef>>,
+    decoders: RefCell<HashMap<(u64, u64), Rc<Decoder>>>,
+    watchdog: RefCell<Option<Timer>>,
+    watching: Cell<bool>,
+    events: Box<dyn Fn(Event)>,
+}
+
+impl Engine {
+    pub(super) fn new(shared: Arc<Shared>, core: Rc<CoreState>, parts: Parts) -> Rc<Engine> {
+        let Parts { codec, head, tuning, zeroes, nonce, events } = parts;
+        let l = &shared.layout;
+        Rc::new(Engine {
+            core,
+            codec,
+            array: head.array,
+            tuning,
+            members: (0..l.n()).map(|slot| Member::new(&shared, slot)).collect(),
+            zeroes,
+            stripes: Stripes::default(),
+            journal: Journal::new(l.journal_slots),
+            rounds: Rounds::default(),
+            map: Map::new(l),
+            intent: Intent::new(l),
+            meta: Meta::default(),
+            session: Cell::new(head.journal_session),
+            nonce,
+            table: RefCell::new(head),
+            failures: Cell::new(0),
+            unstable: Cell::new(false),
+            failed: Signal::default(),
+            closing: Cell::new(false),
+            parked: RefCell::default(),
+            stable_waiters: RefCell::default(),
+            starved: RefCell::default(),
+            look_again: RefCell::default(),
+            slots_wanted: Signal::default(),
+            txns: RefCell::default(),
+            reads: RefCell::default(),
+            gathered: RefCell::default(),
+            decoders: RefCell::default(),
+            watchdog: RefCell::default(),
+            watching: Cell::new(false),
+            events,
+            shared,
+        })
+    }
+
+    // Requests of the host.
+
+    /// Takes a request of the host, on the home core.
+    pub(super) fn submit(self: &Rc<Self>, io: IoRef) {
+        let c = &self.shared.counters;
+        if self.shared.is_offline() {
+            return io.complete_later(Status::NAMESPACE_NOT_READY);
+        }
+        match io.op() {
+            Op::Read => self.read(io, 0),
+            Op::Write => {
+                c.host_writes.add(1);
+                c.host_written_bytes.add(u64::from(io.nblocks()) * u64::from(self.shared.layout.block));
+                self.write(io);
+            }
+            Op::Flush => {
+                c.host_flushes.add(1);
+                self.map.flush(io);
+            }
+            Op::Unmap | Op::WriteZeroes => Clear::start(self, io),
+            Op::Reset => io.complete_later(Status::SUCCESS),
+            _ => io.complete_later(Status::INVALID_OPCODE),
+        }
+    }
+
+    /// A read within one stripe; the strips in `bad` could not be read.
+    pub(super) fn read(self: &Rc<Self>, io: IoRef, bad: u64) {
+        let idle = self.reads.borrow_mut().pop();
+        let read = idle.unwrap_or_else(|| Read::new(self));
+        read.start(self, io, bad);
+    }
+
+    /// A write, or a write of zeroes, within one stripe.
+    pub(super) fn write(self: &Rc<Self>, io: IoRef) {
+        let stripe = io.lba() / self.shared.layout.stripe_blocks();
+        if !self.map.is_committing(stripe) && self.stripes.lock_idle(stripe) {
+            let mut one = self.gathered.take();
+            one.push(io);
+            self.start_txn(stripe, &mut one);
+            self.gathered.replace(one);
+            return;
+        }
+        self.stripes.wait(stripe, Waiting::Write(io));
+        self.pump(stripe);
+    }
+
+    fn start_txn(self: &Rc<Self>, stripe: u64, hosts: &mut Vec<IoRef>) {
+        let idle = self.txns.borrow_mut().pop();
+        let txn = idle.unwrap_or_else(|| Txn::new(self));
+        txn.start(self, stripe, hosts);
+    }
+
+    /// Lets those go on who wait for a stripe.
+    pub(super) fn pump(self: &Rc<Self>, stripe: u64) {
+        loop {
+            let mut writes = self.gathered.take();
+            let ready = self.stripes.next(stripe, self.map.is_committing(stripe), MOST_JOINED, &mut writes);
+            let more = match ready {
+                Ready::Write => {
+                    self.start_txn(stripe, &mut writes);
+                    false
+                }
+                Ready::Read(r) => {
+                    r.locked(self);
+                    true
+                }
+                Ready::Clear(c) => {
+                    c.locked(stripe);
+                    true
+                }
+                Ready::No => false,
+            };
+            self.gathered.replace(writes);
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Takes back the lock of a stripe's writer.
+    pub(super) fn unlock(self: &Rc<Self>, stripe: u64) {
+        if self.stripes.unlock(stripe) {
+            self.map.idle_now(stripe);
+        }
+        self.pump(stripe);
+    }
+
+    /// A transaction ended and may serve again.
+    pub(super) fn txn_ended(self: &Rc<Self>, stripe: u64, txn: Rc<Txn>) {
+        self.txns.borrow_mut().push(txn);
+        self.unlock(stripe);
+        self.feed();
+    }
+
+    /// A read ended and may serve again.
+    pub(super) fn read_ended(self: &Rc<Self>, stripe: u64, had_lock: bool, read: Rc<Read>) {
+        self.reads.borrow_mut().push(read);
+        if had_lock {
+            self.stripes.unread(stripe);
+            self.pump(stripe);
+        }
+        self.feed();
+    }
+
+    /// Ends a write of the host early that waits for its stripe.
+    pub(super) fn abort(&self, io: IoId) -> bool {
+        for stripe in self.stripes.busy() {
+            if let Some(io) = self.stripes.remove(stripe, io) {
+                io.complete_later(Status::ABORT_REQUESTED);
+                return true;
+            }
+        }
+        false
+    }
+
+    // Members.
+
+    /// Members that writes go to: bit `i` is slot `i`.
+    pub(super) fn live(&self) -> u64 {
+        self.shared.readable()
+    }
+
+    /// Members that superblocks and bitmaps are written to.
+    pub(super) fn written_to(&self) -> u64 {
+        self.live()
+    }
+
+    /// Strips of `stripe` that are in use: bit `i` is strip `i`.
+    pub(super) fn up(&self, stripe: u64) -> u64 {
+        let l = &self.shared.layout;
+        let live = self.live();
+        let all = (1u64 << l.n()) - 1;
+        if live == all {
+            return all;
+        }
+        masked(live).fold(0, |up, slot| up | 1 << l.index_at(stripe, slot))
+    }
+
+    /// A member failed: nothing is sent to it any more, and nothing acknowledged until superblocks say so.
+    pub(super) fn fail_member(self: &Rc<Self>, slot: usize, why: &'static str) {
+        if !matches!(self.shared.state(slot), MemberState::InSync | MemberState::Rebuilding) {
+            return;
+        }
+        let name = self.shared.member_name(slot).unwrap_or_default();
+        tracing::error!("array '{}': member {slot} ('{name}') failed: {why}", self.shared.name);
+        self.shared.set_state(slot, MemberState::Failed);
+        self.intent.mark_unflushed(self.members[slot].volatile.get());
+        self.failures.set(self.failures.get() + 1);
+        self.unstable.set(true);
+        self.tell(Event::MemberFailed { slot, why });
+        self.members[slot].abort_all();
+        if (self.live().count_ones() as usize) < self.table.borrow().quorum() {
+            self.go_offline("too few members are left");
+        }
+        self.failed.set();
+    }
+
+    /// No request is served any more.
+    pub(super) fn go_offline(self: &Rc<Self>, why: &'static str) {
+        if self.shared.is_offline() {
+            return;
+        }
+        tracing::error!("array '{}' is offline: {why}", self.shared.name);
+        self.shared.set_offline(true);
+        self.tell(Event::Offline { why });
+        // Not from here: whoever found out is in the middle of something.
+        let me = self.clone();
+        self.core.reactor().defer(move |_| me.resume());
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        (self.events)(event);
+    }
+
+    // Gates.
+
+    /// True if superblocks name every failed member.
+    pub(super) fn is_stable(&self) -> bool {
+        !self.unstable.get() && !self.shared.is_offline()
+    }
+
+    /// Superblocks name every failed member; those go on who waited for that.
+    pub(super) fn stable_again(self: &Rc<Self>) {
+        self.unstable.set(false);
+        self.resume();
+    }
+
+    /// Until superblocks name every failed member. Also while the session begins: then it is so from the start.
+    pub(super) async fn until_stable(&self) -> Result<(), Offline> {
+        poll_fn(|cx| {
+            if self.shared.is_offline() {
+                return Poll::Ready(Err(Offline));
+            }
+            if !self.unstable.get() {
+                return Poll::Ready(Ok(()));
+            }
+            self.stable_waiters.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// `txn` waits until the array is stable or offline.
+    pub(super) fn park(&self, txn: Rc<Txn>) {
+        self.parked.borrow_mut().push(txn);
+    }
+
+    fn resume(self: &Rc<Self>) {
+        self.stable_waiters.take().into_iter().for_each(Waker::wake);
+        for t in self.parked.take() {
+            t.go_on(self);
+        }
+        if self.shared.is_offline() {
+            for t in self.intent.take_waiting() {
+                t.go_on(self);
+            }
+            self.map.signal.set();
+            self.intent.signal.set();
+            self.slots_wanted.set();
+        }
+        self.unblock_round();
+        self.feed();
+    }
+
+    // Memory, requests, slots.
+
+    /// True if somebody waits for memory already: later ones wait behind.
+    pub(super) fn is_starving(&self) -> bool {
+        !self.starved.borrow().is_empty()
+    }
+
+    /// `txn` waits, and holds nothing that others need.
+    pub(super) fn starve(self: &Rc<Self>, txn: Rc<Txn>) {
+        self.starve_other(Starved::Txn(txn));
+    }
+
+    pub(super) fn starve_other(self: &Rc<Self>, who: Starved) {
+        self.shared.counters.waits.add(1);
+        self.starved.borrow_mut().push_back(who);
+        if self.look_again.borrow().is_none() {
+            self.look_later();
+        }
+    }
+
+    fn look_later(self: &Rc<Self>) {
+        let me = Rc::downgrade(self);
+        let timer = self.core.reactor().timer(LOOK_AGAIN, move |_| {
+            if let Some(me) = me.upgrade() {
+                me.look_again.take();
+                me.feed();
+                if me.is_starving() {
+                    me.look_later();
+                }
+            }
+        });
+        self.look_again.replace(Some(timer));
+    }
+
+    /// Something was given back: those who wait try again, in order, until one finds too little.
+    pub(super) fn feed(self: &Rc<Self>) {
+        let mut left = self.starved.borrow().len();
+        while left > 0 {
+            left -= 1;
+            let next = self.starved.borrow_mut().pop_front();
+            let Some(next) = next else { return };
+            let before = self.starved.borrow().len();
+            match next {
+                Starved::Txn(t) => t.retry(self),
+                Starved::Read(r) => r.retry(self),
+                Starved::Clear(c) => c.advance(),
+                Starved::Remote(a) => a.start(self),
+            }
+            let fed = self.starved.borrow().len() == before;
+            if !fed {
+                // It queued itself at the end: it keeps its place.
+                let mut q = self.starved.borrow_mut();
+                if let Some(last) = q.pop_back() {
+                    q.push_front(last);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Slots of the journal may be free.
+    pub(super) fn slots_changed(self: &Rc<Self>) {
+        if self.is_starving() {
+            self.feed();
+        }
+    }
+
+    /// There is no slot of the journal.
+    pub(super) fn want_slots(&self) {
+        self.slots_wanted.set();
+    }
+
+    /// Gets slots of the journal free when they run out: by a round of flushes, and by a mark.
+    pub(super) async fn slots_task(self: Rc<Self>) {
+        loop {
+            self.slots_wanted.wait().await;
+            if self.is_closing() || self.shared.is_offline() {
+                return;
+            }
+            if self.journal.wants_round() && self.round().await.is_err() {
+                return;
+            }
+            if self.journal.wants_mark() && self.is_starving() {
+                let _ = self.write_mark().await;
+            }
+            self.slots_changed();
+        }
+    }
+
+    /// The decoder of `lost` from exactly the strips of `sources`.
+    pub(super) fn decoder(&self, lost: u64, sources: u64) -> Rc<Decoder> {
+        let mut all = self.decoders.borrow_mut();
+        if let Some(d) = all.get(&(lost, sources)) {
+            return d.clone();
+        }
+        let (l, s): (Vec<_>, Vec<_>) = (masked(lost).collect(), masked(sources).collect());
+        let d = self.codec.decoder(&l, &s).expect("any k strips determine the others: the matrix is MDS");
+        if all.len() >= DECODERS {
+            all.clear();
+        }
+        let d = Rc::new(d);
+        all.insert((lost, sources), d.clone());
+        d
+    }
+
+    // Watching.
+
+    /// Something is in flight on a member: looks after it.
+    #[inline]
+    pub(super) fn watch(self: &Rc<Self>) {
+        if !self.watching.get() {
+            self.watch_on();
+        }
+    }
+
+    #[cold]
+    fn watch_on(self: &Rc<Self>) {
+        self.watching.set(true);
+        let me = Rc::downgrade(self);
+        let timer = self.core.reactor().timer(self.tuning.write_timeout / 4, move |_| {
+            let Some(me) = me.upgrade() else { return };
+            me.watching.set(false);
+            me.look_after();
+        });
+        self.watchdog.replace(Some(timer));
+    }
+
+    fn look_after(self: &Rc<Self>) {
+        let limit = self.core.reactor().ticks(self.tuning.write_timeout);
+        let now = self.core.now();
+        for m in &self.members {
+            if m.oldest().is_some_and(|since| now.saturating_sub(since) > limit) {
+                self.fail_member(m.slot, "it did not answer in time");
+                // Again if it has failed before: what hangs is aborted until it ends.
+                m.abort_all();
+            }
+        }
+        if self.members.iter().any(|m| m.inflight() > 0) {
+            self.watch();
+        }
+    }
+
+    // Counting.
+
+    pub(super) fn count_read(&self, bytes: u32) {
+        self.shared.counters.member_reads.add(1);
+        self.shared.counters.member_read_bytes.add(u64::from(bytes));
+    }
+
+    pub(super) fn count_write(&self, bytes: u32) {
+        self.shared.counters.member_writes.add(1);
+        self.shared.counters.member_written_bytes.add(u64::from(bytes));
+    }
+
+    pub(super) fn count_record(&self, bytes: u32) {
+        self.shared.counters.journal_writes.add(1);
+        self.shared.counters.journal_written_bytes.add(u64::from(bytes));
+    }
+
+    // The end.
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Nothing holds the array any more and nothing is in flight: lets tasks end and gives everything back.
+    pub(super) fn close(&self) {
+        self.closing.set(true);
+        for s in [&self.map.signal, &self.intent.signal, &self.failed, &self.slots_wanted] {
+            s.set();
+        }
+        self.watchdog.take();
+        self.look_again.take();
+        self.rounds.close();
+        self.meta.close();
+        self.txns.take();
+        self.reads.take();
+        self.members.iter().for_each(Member::close);
+        self.shared.descs().iter_mut().for_each(|d| drop(d.take()));
+    }
+
+    /// Requests that are set aside for flushes and metadata.
+    pub(super) fn stock(&self) -> Result<(), crate::registry::BdevError> {
+        let n = self.shared.layout.n();
+        let dry = || {
+            crate::registry::BdevError::NoMemory(format!("array '{}': no requests or memory left", self.shared.name))
+        };
+        for i in 0..4 * n {
+            let io = self.core.get_child(0).ok_or_else(dry)?;
+            if i < n { self.rounds.stock(io) } else { self.meta.stock(io) }
+        }
+        for _ in 0..n + 4 {
+            self.meta.stock_page(self.core.reactor().dma().alloc(4096).ok_or_else(dry)?);
+        }
+        Ok(())
+    }
+}

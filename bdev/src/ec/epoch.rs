@@ -1,0 +1,170 @@
+//! Superblock updates. `docs/ec.md` says what an epoch promises.
+
+use std::rc::Rc;
+
+use longshore_nvme::wire::Status;
+
+use super::engine::Engine;
+use super::event::Event;
+use super::faults::{self, Mutant, Window};
+use super::flush::Offline;
+use super::format::{MemberState, Stamp, Superblock};
+use super::layout::{Layout, SUPERBLOCK_BYTES};
+use super::txn::masked;
+use crate::io::{IoFlags, Op};
+
+impl Engine {
+    /// Establishes the present states of the members, and `change`, in a superblock that is durable on every member in use.
+    pub(super) async fn establish(self: &Rc<Self>, skip: u64, change: impl Fn(&mut Superblock)) -> Result<(), Offline> {
+        let mut skip = skip;
+        loop {
+            if self.shared.is_offline() {
+                return Err(Offline);
+            }
+            let failures = self.failures.get();
+            let old = self.table.borrow().clone();
+            let mut new = old.clone();
+            // Every member in use has the one before: those that did not take it have failed since.
+            new.predecessor = old.stamp;
+            new.stamp = Stamp { epoch: old.stamp.epoch + 1 + std::mem::take(&mut skip), nonce: self.nonce };
+            self.name_failed(&mut new);
+            change(&mut new);
+            if new.in_sync() < new.quorum() {
+                self.go_offline("too few members are left");
+                return Err(Offline);
+            }
+            faults::enter(Window::SuperblockUpdate);
+            let outcome = self.store_superblocks(&old, &new).await;
+            faults::leave(Window::SuperblockUpdate);
+            outcome?;
+            self.shared.counters.epochs.add(1);
+            let degraded = new.in_sync() < new.members.len();
+            let in_sync = new.in_sync();
+            self.table.replace(new);
+            if self.failures.get() == failures {
+                if degraded {
+                    self.tell(Event::Degraded { in_sync });
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Enters the members that failed, and the bitmap's generation if they are the first.
+    fn name_failed(&self, new: &mut Superblock) {
+        let epoch = new.stamp.epoch;
+        for (slot, entry) in new.members.iter_mut().enumerate() {
+            let used = matches!(entry.state, MemberState::InSync | MemberState::Rebuilding);
+            if used && self.shared.state(slot) != entry.state {
+                (entry.state, entry.failed_epoch, entry.rebuild) = (MemberState::Failed, epoch, None);
+            }
+        }
+        let missing = new.in_sync() < new.members.len();
+        if missing && new.wib_generation == 0 {
+            new.wib_generation = epoch;
+        }
+    }
+
+    async fn store_superblocks(self: &Rc<Self>, old: &Superblock, new: &Superblock) -> Result<(), Offline> {
+        // The regions that failed members may lack writes of are named before the members are.
+        if new.wib_generation != 0 {
+            let first = self.intent.generation.replace(new.wib_generation) != new.wib_generation;
+            self.store_intent(first).await?;
+        }
+        let live = self.written_to();
+        if !faults::is(Mutant::EpochNotChecked) {
+            self.check_writers(live, old.stamp).await?;
+        }
+        let mut pending = Vec::new();
+        for slot in masked(live) {
+            let mut buf = self.meta.page().await;
+            if let Some(out) = buf.get_mut() {
+                new.for_slot(slot).encode(&mut out[..SUPERBLOCK_BYTES as usize]);
+            }
+            self.shared.counters.metadata_writes.add(1);
+            let at = Layout::superblock_at(new.copy());
+            pending.push((slot, self.request(slot, Op::Write, IoFlags::FUA, at, &buf).await, buf));
+        }
+        for (slot, p, buf) in pending {
+            if p.done().await.is_err() {
+                self.fail_member(slot, "a superblock could not be written");
+            }
+            self.meta.stock_page(buf);
+        }
+        if self.shared.is_offline() { Err(Offline) } else { Ok(()) }
+    }
+
+    /// Makes sure that nobody else has written the superblocks since `last`.
+    async fn check_writers(self: &Rc<Self>, live: u64, last: Stamp) -> Result<(), Offline> {
+        for slot in masked(live) {
+            let found = self.read_superblock(slot).await;
+            match found {
+                Err(_) => self.fail_member(slot, "its superblock could not be read"),
+                Ok(Some(sb)) if sb.stamp == last && sb.array == self.array => {}
+                Ok(Some(sb)) if sb.array == self.array && sb.stamp.nonce == last.nonce && sb.stamp < last => {
+                    self.fail_member(slot, "it lost a superblock that it had taken");
+                }
+                Ok(found) => {
+                    let what = found.map_or("no superblock".to_owned(), |s| s.stamp.to_string());
+                    tracing::error!(
+                        "array '{}': member {slot} holds {what} instead of {last}: another writer is at work",
+                        self.shared.name
+                    );
+                    self.go_offline("another writer has taken a member over");
+                    return Err(Offline);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The superblock that a member holds now; `None` if there is none.
+    async fn read_superblock(self: &Rc<Self>, slot: usize) -> Result<Option<Superblock>, Status> {
+        let a = self.meta.page().await;
+        let b = self.meta.page().await;
+        let mut status = Status::SUCCESS;
+        for (copy, buf) in [(0, &a), (1, &b)] {
+            let s = self.read_meta(slot, Layout::superblock_at(copy), buf).await;
+            if s.is_err() {
+                status = s;
+            }
+        }
+        let bytes = SUPERBLOCK_BYTES as usize;
+        let found = Superblock::select([&a.as_slice()[..bytes], &b.as_slice()[..bytes]]).ok();
+        self.meta.stock_page(a);
+        self.meta.stock_page(b);
+        if status.is_err() { Err(status) } else { Ok(found) }
+    }
+
+    /// Finishes an update that a crash may have cut short: writes `head` to the members in use that have the one before.
+    pub(super) async fn complete_head(self: &Rc<Self>, head: &Superblock) {
+        for slot in masked(self.written_to()) {
+            match self.read_superblock(slot).await {
+                Ok(Some(sb)) if sb.stamp == head.stamp => {}
+                Ok(Some(sb)) if sb.stamp == head.predecessor => {
+                    let mut buf = self.meta.page().await;
+                    if let Some(out) = buf.get_mut() {
+                        head.for_slot(slot).encode(&mut out[..SUPERBLOCK_BYTES as usize]);
+                    }
+                    self.write_to_all(1 << slot, Layout::superblock_at(head.copy()), &buf).await;
+                    self.meta.stock_page(buf);
+                }
+                _ => self.fail_member(slot, "its superblock is not of this array's last update"),
+            }
+        }
+    }
+
+    /// Keeps superblocks up with the members' failures.
+    pub(super) async fn epoch_task(self: Rc<Self>) {
+        loop {
+            self.failed.wait().await;
+            if self.is_closing() || self.shared.is_offline() {
+                return;
+            }
+            if self.establish(0, |_| {}).await.is_err() {
+                return;
+            }
+            self.stable_again();
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Rounds of member flushes. One at a time; all who ask while one runs share the next.
+//!
+//! A flush makes durable what had completed before it was submitted. So who needs something durable waits for a round that *begins*
+//! after it has completed. A round asks only members that have a volatile cache and have completed writes since their last flush. It
+//! ends when all have answered and no failed member is without its superblocks: what a member lost by failing must not count as
+//! durable before recovery would know of it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use super::engine::Engine;
+use super::faults::{self, Mutant};
+use super::txn::Txn;
+use crate::frame::Submitter;
+use crate::io::{IoFlags, IoRef, Op};
+
+/// The array went offline: nothing more becomes durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offline;
+
+/// Rounds of flushes.
+#[derive(Default)]
+pub(super) struct Rounds {
+    begun: Cell<u64>,
+    ended: Cell<u64>,
+    outstanding: Cell<u32>,
+    running: Cell<bool>,
+    /// All members have answered, but the array is not stable.
+    blocked: Cell<bool>,
+    asked: Cell<bool>,
+    txns: RefCell<VecDeque<(u64, Rc<Txn>)>>,
+    tasks: RefCell<Vec<(u64, Waker)>>,
+    /// Requests for flushes, one per member: a round never waits for the pool.
+    ios: RefCell<Vec<IoRef>>,
+    covered: RefCell<Vec<Rc<Txn>>>,
+}
+
+impl Rounds {
+    /// Takes over a request for flushes.
+    pub(super) fn stock(&self, io: IoRef) {
+        self.ios.borrow_mut().push(io);
+    }
+
+    /// Gives the requests back. Nothing is in flight.
+    pub(super) fn close(&self) {
+        self.ios.take().into_iter().for_each(IoRef::release);
+    }
+
+    /// The last round that has begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.get()
+    }
+}
+
+impl Engine {
+    /// True if some member in use has a volatile cache.
+    pub(super) fn needs_rounds(&self) -> bool {
+        let live = self.live();
+        self.members.iter().any(|m| live >> m.slot & 1 != 0 && m.volatile.get())
+    }
+
+    /// Asks for a round that begins from now on; returns its number.
+    pub(super) fn ask_round(self: &Rc<Self>) -> u64 {
+        let r = &self.rounds;
+        r.asked.set(true);
+        let n = r.begun.get() + 1;
+        if !r.running.get() {
+            self.begin_round();
+        }
+        n
+    }
+
+    /// Calls [`Txn::flushed`] when a round that begins from now on has ended.
+    pub(super) fn round_for(self: &Rc<Self>, txn: Rc<Txn>) {
+        // Queued first: the round may end at once.
+        let n = self.rounds.begun.get() + 1;
+        self.rounds.txns.borrow_mut().push_back((n, txn));
+        self.ask_round();
+    }
+
+    /// Ends when a round that begins from now on has ended.
+    pub(super) async fn round(self: &Rc<Self>) -> Result<(), Offline> {
+        if !self.needs_rounds() {
+            return self.until_stable().await;
+        }
+        let n = self.ask_round();
+        poll_fn(|cx| {
+            if self.shared.is_offline() {
+                return Poll::Ready(Err(Offline));
+            }
+            if self.rounds.ended.get() >= n {
+                return Poll::Ready(Ok(()));
+            }
+            self.rounds.tasks.borrow_mut().push((n, cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn begin_round(self: &Rc<Self>) {
+        let r = &self.rounds;
+        r.asked.set(false);
+        r.running.set(true);
+        r.begun.set(r.begun.get() + 1);
+        let live = self.live();
+        // Held up until all are sent: a member may answer at once only in theory, but a missing one does.
+        r.outstanding.set(1);
+        for m in &self.members {
+            if live >> m.slot & 1 == 0
+                || !m.volatile.get()
+                || !m.dirty.replace(false)
+                || faults::is(Mutant::FlushIgnored)
+            {
+                continue;
+            }
+            let Some(mut io) = r.ios.borrow_mut().pop() else { continue };
+            io.prepare(Op::Flush, IoFlags::NONE, 0, 0);
+            match m.submit(io, self, m.slot as u32) {
+                Ok(()) => {
+                    self.shared.counters.member_flushes.add(1);
+                    r.outstanding.set(r.outstanding.get() + 1);
+                    self.watch();
+                }
+                Err(io) => {
+                    r.ios.borrow_mut().push(io);
+                    self.fail_member(m.slot, "it is gone");
+                }
+            }
+        }
+        self.flush_ended();
+    }
+
+    fn flush_ended(self: &Rc<Self>) {
+        let r = &self.rounds;
+        r.outstanding.set(r.outstanding.get() - 1);
+        if r.outstanding.get() > 0 {
+            return;
+        }
+        if !self.is_stable() {
+            r.blocked.set(true);
+            return;
+        }
+        self.end_round();
+    }
+
+    /// The array became stable, or went offline.
+    pub(super) fn unblock_round(self: &Rc<Self>) {
+        if self.shared.is_offline() {
+            let tasks = std::mem::take(&mut *self.rounds.tasks.borrow_mut());
+            tasks.into_iter().for_each(|(_, w)| w.wake());
+            let all = std::mem::take(&mut *self.rounds.txns.borrow_mut());
+            all.into_iter().for_each(|(_, t)| t.flushed(self));
+        }
+        if self.rounds.blocked.replace(false) {
+            self.end_round();
+        }
+    }
+
+    fn end_round(self: &Rc<Self>) {
+        let r = &self.rounds;
+        let n = r.begun.get();
+        r.ended.set(n);
+        r.running.set(false);
+        self.journal.flushed(n);
+        self.intent.flushed(n);
+        {
+            let mut covered = r.covered.borrow_mut();
+            let mut txns = r.txns.borrow_mut();
+            while txns.front().is_some_and(|t| t.0 <= n) {
+                covered.extend(txns.pop_front().map(|t| t.1));
+            }
+        }
+        // The next one goes out before those who waited run: they would not be covered by it anyway.
+        if r.asked.get() {
+            self.begin_round();
+        }
+        r.tasks.borrow_mut().retain(|(t, w)| {
+            let keep = *t > n;
+            if !keep {
+                w.wake_by_ref();
+            }
+            keep
+        });
+        let mut covered = r.covered.take();
+        for t in covered.drain(..) {
+            t.flushed(self);
+        }
+        let mut kept = r.covered.borrow_mut();
+        if kept.capacity() < covered.capacity() && kept.is_empty() {
+            *kept = covered;
+        }
+        drop(kept);
+        self.slots_changed();
+    }
+}
+
+impl Submitter for Engine {
+    /// A flush ended.
+    fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
+        let slot = (tag & 0xffff) as usize;
+        let status = io.status();
+        self.members[slot].landed(tag);
+        self.rounds.ios.borrow_mut().push(io);
+        if status.is_err() {
+            self.fail_member(slot, "a flush failed");
+        }
+        self.flush_ended();
+    }
+}

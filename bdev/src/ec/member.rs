@@ -1,0 +1,141 @@
+//! One member as the home core sees it: its channel, and what is in flight on it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::layout::Layout;
+use super::shared::Shared;
+use crate::channel::Channel;
+use crate::frame::Submitter;
+use crate::io::{IoId, IoRef};
+
+/// A request in flight on a member.
+#[derive(Clone, Copy)]
+struct Flight {
+    id: IoId,
+    /// Ticks when it was submitted.
+    since: u64,
+}
+
+/// One member on the home core.
+pub(super) struct Member {
+    pub(super) slot: usize,
+    channel: RefCell<Option<Channel>>,
+    block_shift: Cell<u32>,
+    /// Completed writes are lost at a crash unless they are flushed.
+    pub(super) volatile: Cell<bool>,
+    /// Writes have completed since the last flush was submitted.
+    pub(super) dirty: Cell<bool>,
+    flights: RefCell<Vec<Option<Flight>>>,
+    free: RefCell<Vec<u32>>,
+    inflight: Cell<u32>,
+}
+
+impl Member {
+    pub(super) fn new(shared: &Shared, slot: usize) -> Member {
+        let m = Member {
+            slot,
+            channel: RefCell::default(),
+            block_shift: Cell::new(9),
+            volatile: Cell::new(false),
+            dirty: Cell::new(false),
+            flights: RefCell::default(),
+            free: RefCell::default(),
+            inflight: Cell::new(0),
+        };
+        m.open(shared);
+        m
+    }
+
+    /// Opens the member's channel on this core. False: there is no member, or it cannot be opened.
+    pub(super) fn open(&self, shared: &Shared) -> bool {
+        let Some((shift, volatile)) = shared.below(self.slot) else { return false };
+        self.block_shift.set(shift);
+        self.volatile.set(volatile);
+        // Whoever wrote before may have left the cache full.
+        self.dirty.set(true);
+        let channel = shared.channel(self.slot);
+        let there = channel.is_some();
+        *self.channel.borrow_mut() = channel;
+        there
+    }
+
+    /// Lets the channel go.
+    pub(super) fn close(&self) {
+        let channel = self.channel.borrow_mut().take();
+        drop(channel);
+    }
+
+    /// The member's block that holds byte `offset`.
+    #[inline]
+    pub(super) fn lba(&self, offset: u64) -> u64 {
+        offset >> self.block_shift.get()
+    }
+
+    /// Blocks of the member in `bytes`.
+    #[inline]
+    pub(super) fn blocks(&self, bytes: u32) -> u32 {
+        bytes >> self.block_shift.get()
+    }
+
+    /// The member's block at byte `within` of its strip of `stripe`.
+    #[inline]
+    pub(super) fn strip_lba(&self, layout: &Layout, stripe: u64, within: u32) -> u64 {
+        self.lba(layout.strip_offset(stripe) + u64::from(within))
+    }
+
+    /// Sends a request; `to` gets it back with `tag` in the lower half of its tag and must call [`landed`](Member::landed). The request
+    /// comes back at once if the member is gone.
+    ///
+    /// # Errors
+    /// The request: there is no channel.
+    pub(super) fn submit<S: Submitter>(&self, mut io: IoRef, to: &Rc<S>, tag: u32) -> Result<(), IoRef> {
+        let channel = self.channel.borrow();
+        let Some(channel) = &*channel else { return Err(io) };
+        let flight = Flight { id: io.id(), since: channel.core().now() };
+        let mut flights = self.flights.borrow_mut();
+        let at = match self.free.borrow_mut().pop() {
+            Some(at) => {
+                flights[at as usize] = Some(flight);
+                at
+            }
+            None => {
+                flights.push(Some(flight));
+                flights.len() as u32 - 1
+            }
+        };
+        drop(flights);
+        self.inflight.set(self.inflight.get() + 1);
+        io.begin(to.clone(), u64::from(tag) | u64::from(at) << 32);
+        channel.submit(io);
+        Ok(())
+    }
+
+    /// A request came back; returns the tag it was sent with.
+    pub(super) fn landed(&self, tag: u64) -> u32 {
+        let at = (tag >> 32) as u32;
+        self.flights.borrow_mut()[at as usize] = None;
+        self.free.borrow_mut().push(at);
+        self.inflight.set(self.inflight.get() - 1);
+        tag as u32
+    }
+
+    /// Requests of the home core in flight.
+    pub(super) fn inflight(&self) -> u32 {
+        self.inflight.get()
+    }
+
+    /// Ends everything in flight as soon as the device can.
+    pub(super) fn abort_all(&self) {
+        let Some(channel) = self.channel.borrow().clone() else { return };
+        let ids: Vec<IoId> = self.flights.borrow().iter().flatten().map(|f| f.id).collect();
+        for id in ids {
+            channel.abort(id);
+        }
+    }
+
+    /// When the oldest request in flight was submitted.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.flights.borrow().iter().flatten().map(|f| f.since).min()
+    }
+}

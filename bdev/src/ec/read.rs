@@ -1,0 +1,393 @@
+//! Reads on the home core: several strips at once, and whatever has to be reconstructed.
+//!
+//! Strips that can be read are read without a lock: each block is as some write left it. If something is missing or unreadable, the
+//! stripe is locked against writers, as many strips are read as decode it, piece by piece, and what a live member could not read is
+//! written back to it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use longshore_nvme::wire::Status;
+
+use super::engine::{Engine, Starved};
+use super::layout::{Layout, MAX_MEMBERS};
+use super::memory::Holdings;
+use super::stripe::Waiting;
+use super::txn::masked;
+use super::txn::plan::{Span, strips_of, within};
+use crate::frame::Submitter;
+use crate::io::{IoFlags, IoRef, Op};
+
+/// Bytes of each strip that are decoded at once.
+const PIECE: u32 = 64 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    /// Waits for requests, then reads what can be read.
+    Starved,
+    Direct,
+    /// Waits for the stripe.
+    Queued,
+    /// Has the stripe; waits for memory.
+    Hungry,
+    Sources,
+    Healing,
+    Ended,
+}
+
+/// One read of a host within one stripe.
+pub(super) struct Read {
+    engine: RefCell<Option<Rc<Engine>>>,
+    phase: Cell<Phase>,
+    s: RefCell<State>,
+}
+
+struct State {
+    h: Holdings,
+    stripe: u64,
+    /// Bytes of the stripe's data.
+    start: u64,
+    end: u64,
+    /// Data strips that are to be reconstructed.
+    bad: u64,
+    /// Strips that could not be read in the present piece.
+    exclude: u64,
+    /// Rows of the present piece.
+    cur: Span,
+    /// Single blocks until here: too much was lost of a larger piece.
+    fine: u32,
+    read: u64,
+    lost: u64,
+    failed: bool,
+    has_lock: bool,
+}
+
+impl Read {
+    pub(super) fn new(engine: &Engine) -> Rc<Read> {
+        let n = engine.shared.layout.n();
+        Rc::new(Read {
+            engine: RefCell::default(),
+            phase: Cell::new(Phase::Idle),
+            s: RefCell::new(State {
+                h: Holdings::new(n, 2 * n, engine.zeroes.clone()),
+                stripe: 0,
+                start: 0,
+                end: 0,
+                bad: 0,
+                exclude: 0,
+                cur: Span::default(),
+                fine: 0,
+                read: 0,
+                lost: 0,
+                failed: false,
+                has_lock: false,
+            }),
+        })
+    }
+
+    /// Starts the read `io`. The strips in `bad` could not be read.
+    pub(super) fn start(self: &Rc<Self>, engine: &Rc<Engine>, io: IoRef, bad: u64) {
+        self.engine.replace(Some(engine.clone()));
+        let l = engine.shared.layout;
+        self.run(engine, |me, engine, s| {
+            let per = l.stripe_blocks();
+            s.stripe = io.lba() / per;
+            s.start = (io.lba() % per) * u64::from(l.block);
+            s.end = s.start + u64::from(io.nblocks()) * u64::from(l.block);
+            (s.bad, s.fine, s.exclude, s.has_lock) = (bad, 0, 0, false);
+            s.cur = Span::default();
+            let enough = io.buf_len() as u64 >= s.end - s.start;
+            s.h.hold(io);
+            if !enough {
+                return me.end(s, Status::DATA_SGL_LENGTH_INVALID);
+            }
+            me.direct(engine, s);
+        });
+    }
+
+    /// Tries once more to get what it waits for.
+    pub(super) fn retry(self: &Rc<Self>, engine: &Rc<Engine>) {
+        self.run(engine, |me, engine, s| match me.phase.get() {
+            Phase::Starved => me.direct(engine, s),
+            _ => me.sources(engine, s),
+        });
+    }
+
+    /// The stripe is locked against writers.
+    pub(super) fn locked(self: &Rc<Self>, engine: &Rc<Engine>) {
+        self.run(engine, |me, engine, s| {
+            s.has_lock = true;
+            let l = &engine.shared.layout;
+            if !engine.shared.is_mapped(s.stripe) {
+                let len = (s.end - s.start) as usize;
+                s.h.copy_to_host(0, 0, len, None);
+                return me.end(s, Status::SUCCESS);
+            }
+            let rows = rows(l, s);
+            s.cur = Span { lo: rows.lo, hi: rows.lo };
+            me.next_piece(engine, s);
+        });
+    }
+
+    fn run(self: &Rc<Self>, engine: &Rc<Engine>, step: impl FnOnce(&Rc<Self>, &Rc<Engine>, &mut State)) {
+        let (stripe, has_lock) = {
+            let mut s = self.s.borrow_mut();
+            step(self, engine, &mut s);
+            (s.stripe, s.has_lock)
+        };
+        match self.phase.get() {
+            Phase::Ended => {
+                self.phase.set(Phase::Idle);
+                self.engine.replace(None);
+                engine.read_ended(stripe, has_lock, self.clone());
+            }
+            Phase::Queued if !has_lock => engine.pump(stripe),
+            _ => {}
+        }
+    }
+
+    fn end(&self, s: &mut State, status: Status) {
+        self.phase.set(Phase::Ended);
+        for io in s.h.drain_hosts() {
+            io.complete_later(status);
+        }
+        s.h.give_back();
+    }
+
+    /// Reads every strip that can be read.
+    fn direct(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        if engine.shared.is_offline() {
+            return self.end(s, Status::NAMESPACE_NOT_READY);
+        }
+        if !engine.shared.is_mapped(s.stripe) {
+            let len = (s.end - s.start) as usize;
+            s.h.copy_to_host(0, 0, len, None);
+            return self.end(s, Status::SUCCESS);
+        }
+        let l = engine.shared.layout;
+        let readable = engine.shared.readable();
+        let mut wanted = 0u64;
+        for d in strips_of(l.strip, s.start, s.end) {
+            if readable >> l.slot_of(s.stripe, d) & 1 == 0 {
+                s.bad |= 1 << d;
+            }
+            wanted |= 1 << d;
+        }
+        wanted &= !s.bad;
+        if !s.h.reserve(&engine.core, wanted.count_ones() as usize, std::iter::empty()) {
+            self.phase.set(Phase::Starved);
+            return engine.starve_other(Starved::Read(self.clone()));
+        }
+        self.phase.set(Phase::Direct);
+        for d in masked(wanted) {
+            let span = within(l.strip, d, s.start, s.end);
+            let from = d as u64 * u64::from(l.strip) + u64::from(span.lo) - s.start;
+            s.h.clear(l.n() + d);
+            s.h.push_host(l.n() + d, 0, from as usize, span.len() as usize);
+            if !self.send(engine, s, d, Op::Read, span) {
+                s.bad |= 1 << d;
+            }
+        }
+        if s.h.out() == 0 {
+            self.direct_ended(engine, s);
+        }
+    }
+
+    fn direct_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        if s.bad == 0 {
+            return self.end(s, Status::SUCCESS);
+        }
+        engine.shared.counters.reconstructed_reads.add(u64::from(s.bad.count_ones()));
+        s.h.give_back();
+        self.phase.set(Phase::Queued);
+        engine.stripes.wait(s.stripe, Waiting::Read(self.clone()));
+    }
+
+    /// Sends a request over vector `n + i` to the member of strip `i`. False: there is none.
+    fn send(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, op: Op, span: Span) -> bool {
+        let l = &engine.shared.layout;
+        let v = l.n() + i;
+        let member = &engine.members[l.slot_of(s.stripe, i)];
+        let lba = member.strip_lba(l, s.stripe, span.lo);
+        let io = s.h.launch(v, op, IoFlags::NONE, lba, member.blocks(span.len()));
+        if op == Op::Read {
+            engine.count_read(span.len());
+        } else {
+            engine.count_write(span.len());
+        }
+        match member.submit(io, self, i as u32) {
+            Ok(()) => {
+                engine.watch();
+                true
+            }
+            Err(io) => {
+                s.h.land(io, v);
+                engine.fail_member(member.slot, "it is gone");
+                false
+            }
+        }
+    }
+
+    /// Goes on behind the piece that was reconstructed.
+    fn next_piece(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        let l = &engine.shared.layout;
+        let rows = rows(l, s);
+        let lo = s.cur.hi;
+        if lo >= rows.hi {
+            return self.end(s, Status::SUCCESS);
+        }
+        let most = if lo < s.fine { l.block } else { PIECE.max(l.block) };
+        s.cur = Span { lo, hi: rows.hi.min(lo + most) };
+        // A single block of a strip may be readable though the strip as a whole is not.
+        s.exclude = if lo < s.fine { 0 } else { s.bad };
+        self.sources(engine, s);
+    }
+
+    /// Reads what the present piece is decoded from.
+    fn sources(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        if engine.shared.is_offline() {
+            return self.end(s, Status::NAMESPACE_NOT_READY);
+        }
+        let l = engine.shared.layout;
+        let good = engine.up(s.stripe) & !s.exclude;
+        let here = masked(s.bad).filter(|&d| overlap(&l, s, d).is_some()).fold(0, |mask, d| mask | 1u64 << d);
+        s.lost = here & !good;
+        s.read = here & good;
+        if s.lost != 0 {
+            for i in masked(good & !s.read) {
+                if s.read.count_ones() as usize >= l.k {
+                    break;
+                }
+                s.read |= 1 << i;
+            }
+            if (s.read.count_ones() as usize) < l.k {
+                return self.too_few(engine, s);
+            }
+        }
+        let len = s.cur.len() as usize;
+        let (read, lost) = (s.read, s.lost);
+        let bufs = masked(read | lost).map(move |i| (i, len));
+        if !s.h.reserve(&engine.core, l.n(), bufs) {
+            self.phase.set(Phase::Hungry);
+            return engine.starve_other(Starved::Read(self.clone()));
+        }
+        self.phase.set(Phase::Sources);
+        s.failed = false;
+        for i in masked(read) {
+            s.h.clear(l.n() + i);
+            s.h.push_buf(l.n() + i, i, 0, len);
+            let cur = s.cur;
+            if !self.send(engine, s, i, Op::Read, cur) {
+                s.exclude |= 1 << i;
+                s.failed = true;
+            }
+        }
+        if s.h.out() == 0 {
+            self.sources_read(engine, s);
+        }
+    }
+
+    fn too_few(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        let block = engine.shared.layout.block;
+        if s.cur.len() > block {
+            // Block by block, not every one may have lost too much.
+            s.fine = s.cur.hi;
+            s.cur.hi = s.cur.lo;
+            return self.next_piece(engine, s);
+        }
+        engine.shared.counters.unrecovered_reads.add(1);
+        self.end(s, Status::UNRECOVERED_READ_ERROR);
+    }
+
+    fn sources_read(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        if s.failed {
+            return self.sources(engine, s);
+        }
+        let l = engine.shared.layout;
+        let len = s.cur.len() as usize;
+        if s.lost != 0 {
+            let decoder = engine.decoder(s.lost, s.read);
+            let mut sources = [0; MAX_MEMBERS];
+            let mut results = [(0, 0); MAX_MEMBERS];
+            sources.iter_mut().zip(decoder.sources()).for_each(|(v, &i)| *v = l.n() + i);
+            results.iter_mut().zip(decoder.lost()).for_each(|(r, &i)| *r = (i, 0));
+            let (ns, nr) = (decoder.sources().len(), decoder.lost().len());
+            s.h.combine(&sources[..ns], &results[..nr], len, |src, dst| decoder.decode(src, dst));
+        }
+        for d in masked(s.bad) {
+            let Some(part) = overlap(&l, s, d) else { continue };
+            let to = d as u64 * u64::from(l.strip) + u64::from(part.lo) - s.start;
+            let off = (part.lo - s.cur.lo) as usize;
+            s.h.copy_to_host(0, to as usize, part.len() as usize, Some((d, off)));
+        }
+        self.heal(engine, s);
+    }
+
+    /// Writes back what a live member could not read.
+    fn heal(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        self.phase.set(Phase::Healing);
+        let l = engine.shared.layout;
+        let heal = s.lost & engine.up(s.stripe);
+        for i in masked(heal) {
+            engine.shared.counters.healed_reads.add(1);
+            s.h.clear(l.n() + i);
+            s.h.push_buf(l.n() + i, i, 0, s.cur.len() as usize);
+            let cur = s.cur;
+            self.send(engine, s, i, Op::Write, cur);
+        }
+        if s.h.out() == 0 {
+            self.next_piece(engine, s);
+        }
+    }
+}
+
+/// Rows that hold something to reconstruct.
+fn rows(l: &Layout, s: &State) -> Span {
+    let mut rows = Span { lo: u32::MAX, hi: 0 };
+    for d in masked(s.bad) {
+        let span = within(l.strip, d, s.start, s.end);
+        rows = Span { lo: rows.lo.min(span.lo), hi: rows.hi.max(span.hi) };
+    }
+    rows
+}
+
+/// What is wanted of strip `d` in the present piece.
+fn overlap(l: &Layout, s: &State, d: usize) -> Option<Span> {
+    let span = within(l.strip, d, s.start, s.end);
+    let part = Span { lo: span.lo.max(s.cur.lo), hi: span.hi.min(s.cur.hi) };
+    (part.lo < part.hi).then_some(part)
+}
+
+impl Submitter for Read {
+    fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
+        let engine = self.engine.borrow().clone();
+        let Some(engine) = engine else { return io.release() };
+        self.run(&engine, |me, engine, s| {
+            let l = &engine.shared.layout;
+            let i = (tag & 0xffff) as usize;
+            let member = &engine.members[l.slot_of(s.stripe, i)];
+            member.landed(tag);
+            let status = io.status();
+            s.h.land(io, l.n() + i);
+            match me.phase.get() {
+                Phase::Direct if status.is_err() => s.bad |= 1 << i,
+                Phase::Sources if status.is_err() => {
+                    s.exclude |= 1 << i;
+                    s.failed = true;
+                }
+                Phase::Healing if status.is_err() => engine.fail_member(member.slot, "a write failed"),
+                Phase::Healing => member.dirty.set(true),
+                _ => {}
+            }
+            if s.h.out() > 0 {
+                return;
+            }
+            match me.phase.get() {
+                Phase::Direct => me.direct_ended(engine, s),
+                Phase::Sources => me.sources_read(engine, s),
+                _ => me.next_piece(engine, s),
+            }
+        });
+    }
+}

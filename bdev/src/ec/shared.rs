@@ -1,0 +1,148 @@
+//! What all cores see of an array.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use longshore_reactor::CoreHandle;
+
+use super::format::MemberState;
+use super::layout::Layout;
+use super::stats::Counters;
+use crate::channel::Channel;
+use crate::desc::BdevDesc;
+use crate::node::BdevNode;
+
+/// What is known of a device below.
+pub(super) struct Below {
+    /// Bytes of its block, as a power of two.
+    pub(super) block_shift: u32,
+    /// What it was given is lost at a crash unless it is flushed.
+    pub(super) volatile: bool,
+    pub(super) node: Arc<BdevNode>,
+}
+
+/// What all cores see of an array; the home core changes it.
+pub(super) struct Shared {
+    /// Names the engine in its core's table.
+    pub(super) id: u64,
+    pub(super) name: String,
+    pub(super) layout: Layout,
+    pub(super) home: CoreHandle,
+    descs: Mutex<Vec<Option<BdevDesc>>>,
+    below: Mutex<Vec<Option<Below>>>,
+    states: Vec<AtomicU8>,
+    /// Members that reads may go to: bit `i` is slot `i`. Cleared before a write that passes a member over is acknowledged.
+    readable: AtomicU64,
+    /// Stripes that hold data, a bit each. Set before the first write is acknowledged.
+    mapped: Box<[AtomicU64]>,
+    offline: AtomicBool,
+    pub(super) counters: Counters,
+}
+
+impl Shared {
+    pub(super) fn new(
+        id: u64,
+        name: &str,
+        layout: Layout,
+        home: CoreHandle,
+        descs: Vec<Option<BdevDesc>>,
+    ) -> Arc<Shared> {
+        let below: Vec<_> = descs
+            .iter()
+            .map(|d| {
+                d.as_ref().map(|d| {
+                    let g = d.node().geometry();
+                    Below {
+                        block_shift: g.block_size.trailing_zeros(),
+                        volatile: g.volatile_cache,
+                        node: d.node().clone(),
+                    }
+                })
+            })
+            .collect();
+        let words = layout.stripes.div_ceil(64) as usize;
+        Arc::new(Shared {
+            id,
+            name: name.to_owned(),
+            layout,
+            home,
+            states: (0..descs.len()).map(|_| AtomicU8::new(MemberState::Empty as u8)).collect(),
+            readable: AtomicU64::new(0),
+            descs: Mutex::new(descs),
+            below: Mutex::new(below),
+            mapped: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            offline: AtomicBool::new(false),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Handles of the members.
+    pub(super) fn descs(&self) -> MutexGuard<'_, Vec<Option<BdevDesc>>> {
+        self.descs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of the member in `slot`: block shift and whether it has a volatile cache.
+    pub(super) fn below(&self, slot: usize) -> Option<(u32, bool)> {
+        let g = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        g[slot].as_ref().map(|b| (b.block_shift, b.volatile))
+    }
+
+    /// The name of the device in `slot`.
+    pub(super) fn member_name(&self, slot: usize) -> Option<String> {
+        let g = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        g[slot].as_ref().map(|b| b.node.name().to_owned())
+    }
+
+    /// The channel of the member in `slot` on this core.
+    pub(super) fn channel(&self, slot: usize) -> Option<Channel> {
+        self.descs()[slot].as_ref().and_then(|d| d.channel().ok())
+    }
+
+    #[inline]
+    pub(super) fn readable(&self) -> u64 {
+        self.readable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_state(&self, slot: usize, state: MemberState) {
+        self.states[slot].store(state as u8, Ordering::Release);
+        let bit = 1 << slot;
+        if state == MemberState::InSync {
+            self.readable.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            self.readable.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// State of a member, as it is used: a failed one is failed here before superblocks say so.
+    pub(super) fn state(&self, slot: usize) -> MemberState {
+        match self.states[slot].load(Ordering::Acquire) {
+            1 => MemberState::InSync,
+            2 => MemberState::Failed,
+            3 => MemberState::Rebuilding,
+            _ => MemberState::Empty,
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_mapped(&self, stripe: u64) -> bool {
+        self.mapped[(stripe / 64) as usize].load(Ordering::Acquire) >> (stripe % 64) & 1 != 0
+    }
+
+    pub(super) fn set_mapped(&self, stripe: u64, on: bool) {
+        let (word, bit) = (&self.mapped[(stripe / 64) as usize], 1 << (stripe % 64));
+        if on {
+            word.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_offline(&self) -> bool {
+        self.offline.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_offline(&self, on: bool) {
+        self.offline.store(on, Ordering::Release);
+    }
+}

@@ -1,0 +1,206 @@
+//! A session of an array: from its members to a device, and back.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use longshore_accel::erasure::{Codec, MatrixKind};
+use longshore_reactor::{Reactor, oneshot};
+use uuid::Uuid;
+
+use super::device::Ec;
+use super::engine::{Engine, Parts};
+use super::event::Event;
+use super::faults::{self, Mutant};
+use super::flush::Offline;
+use super::format::{MemberState, Superblock};
+use super::journal::FEWEST;
+use super::memory::ZEROES;
+use super::recover::Recovered;
+use super::shared::Shared;
+use super::tuning::Tuning;
+use crate::core::CoreState;
+use crate::desc::BdevDesc;
+use crate::device::Geometry;
+use crate::node::BdevNode;
+use crate::registry::{BdevError, Registry};
+
+thread_local! {
+    /// Engines whose home is this core.
+    static ENGINES: RefCell<HashMap<u64, Rc<Engine>>> = RefCell::default();
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// The engine of this number, if this is its home core.
+pub(super) fn engine_here(id: u64) -> Option<Rc<Engine>> {
+    ENGINES.with_borrow(|e| e.get(&id).cloned())
+}
+
+/// Starts the array of `head`, the superblock that assembly decided for, on this core: recovers it and registers it as `name`.
+/// `members` are its members by slot, open for writing and claimed; a slot is empty if its member is absent or stale.
+///
+/// # Errors
+/// Members do not fit the layout; too few of them are there or stay; the name is taken; memory runs out.
+pub async fn start(
+    registry: &Arc<Registry>,
+    name: &str,
+    head: Superblock,
+    members: Vec<Option<BdevDesc>>,
+    tuning: Tuning,
+) -> Result<Arc<BdevNode>, BdevError> {
+    let core = CoreState::current();
+    let layout = head.layout;
+    check_members(name, &head, &members)?;
+    let codec = Codec::new(MatrixKind::Cauchy, layout.k, layout.m)
+        .map_err(|e| BdevError::Invalid(format!("array '{name}': {e}")))?;
+    let dry = || BdevError::NoMemory(format!("array '{name}': no DMA memory left"));
+    let mut zeroes = core.reactor().dma().alloc(ZEROES).ok_or_else(dry)?;
+    zeroes.get_mut().ok_or_else(dry)?.fill(0);
+
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let geometry = geometry(&head);
+    let uuid = head.array;
+    let shared = Shared::new(id, name, layout, core.reactor().handle(), members);
+    let nonce = tuning.nonce.unwrap_or_else(|| (Uuid::new_v4().as_u128() as u64).max(1));
+    let events = {
+        let (registry, name) = (Arc::downgrade(registry), name.to_owned());
+        Box::new(move |event: Event| {
+            if let Some(r) = registry.upgrade() {
+                r.notifications.push(event.name(), &name);
+            }
+        })
+    };
+    let engine = Engine::new(shared.clone(), core, Parts { codec, head, tuning, zeroes, nonce, events });
+    let begun = match engine.stock() {
+        Ok(()) => begin(&engine).await.map_err(|Offline| BdevError::Busy {
+            name: name.to_owned(),
+            why: "too few of its members could be started",
+        }),
+        Err(e) => Err(e),
+    };
+    let done = match begun {
+        Ok(done) => done,
+        Err(e) => {
+            engine.close();
+            return Err(e);
+        }
+    };
+    let r = engine.core.reactor().clone();
+    drop(r.spawn(engine.clone().epoch_task()));
+    drop(r.spawn(engine.clone().commit_task()));
+    drop(r.spawn(engine.clone().intent_task()));
+    drop(r.spawn(engine.clone().slots_task()));
+    ENGINES.with_borrow_mut(|e| e.insert(id, engine.clone()));
+    match registry.register(name, Some(uuid), Ec::new(shared, geometry)) {
+        Ok(node) => {
+            let Recovered { rolled_forward, discarded } = done;
+            engine.tell(Event::Started { rolled_forward, discarded });
+            Ok(node)
+        }
+        Err(e) => {
+            ENGINES.with_borrow_mut(|all| all.remove(&id));
+            engine.close();
+            Err(e)
+        }
+    }
+}
+
+fn check_members(name: &str, head: &Superblock, members: &[Option<BdevDesc>]) -> Result<(), BdevError> {
+    let l = &head.layout;
+    if members.len() != l.n() {
+        return Err(BdevError::Invalid(format!("array '{name}': {} members given, it has {}", members.len(), l.n())));
+    }
+    if l.journal_slots < FEWEST {
+        return Err(BdevError::Invalid(format!(
+            "array '{name}': a journal of {} slots, at least {FEWEST} are needed",
+            l.journal_slots
+        )));
+    }
+    for d in members.iter().flatten() {
+        let (node, bs) = (d.node(), d.node().geometry().block_size);
+        let bytes = node.num_blocks().saturating_mul(u64::from(bs));
+        if !bs.is_power_of_two() || !l.block.is_multiple_of(bs) {
+            return Err(BdevError::Invalid(format!(
+                "array '{name}': member '{}' has blocks of {bs} bytes, which do not divide the array's {}",
+                node.name(),
+                l.block
+            )));
+        }
+        if bytes < l.member_bytes() {
+            return Err(BdevError::Invalid(format!(
+                "array '{name}': member '{}' has {bytes} bytes, {} are needed",
+                node.name(),
+                l.member_bytes()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn geometry(head: &Superblock) -> Geometry {
+    let l = &head.layout;
+    let stripe = u32::try_from(l.stripe_blocks()).unwrap_or(u32::MAX);
+    Geometry {
+        optimal_io_boundary: stripe,
+        // Bits of the map may be pending even if members keep what they are given.
+        volatile_cache: true,
+        preferred_write_granularity: stripe,
+        preferred_write_alignment: stripe,
+        optimal_write_size: stripe,
+        preferred_unmap_granularity: stripe,
+        preferred_unmap_alignment: stripe,
+        ..Geometry::plain(l.block, l.num_blocks())
+    }
+}
+
+/// Brings the members to one state: see the module `recover`. `docs/ec.md` has the order and its reasons.
+async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
+    let head = engine.table.borrow().clone();
+    for (slot, entry) in head.members.iter().enumerate() {
+        let there = engine.shared.below(slot).is_some() && engine.shared.descs()[slot].is_some();
+        let state = match entry.state {
+            MemberState::InSync if there => MemberState::InSync,
+            MemberState::Empty => MemberState::Empty,
+            _ => MemberState::Failed,
+        };
+        engine.shared.set_state(slot, state);
+    }
+    engine.intent.generation.set(head.wib_generation);
+    engine.complete_head(&head).await;
+    engine.load_bitmaps().await?;
+    // An odd step: the copy that is not the newest on any member is the one that is overwritten.
+    engine.establish(2, |_| {}).await?;
+    engine.stable_again();
+    engine.level_map().await;
+    let done = engine.replay().await?;
+    if faults::is(Mutant::DiscardedNotVoided) {
+        engine.establish(0, |_| {}).await?;
+    } else {
+        let session = engine.nonce;
+        engine.establish(0, |sb| sb.journal_session = session).await?;
+        engine.session.set(session);
+    }
+    if engine.intent.generation.get() == 0 {
+        engine.intent.forget();
+    }
+    engine.stable_again();
+    Ok(done)
+}
+
+/// Ends a session: what was acknowledged is made durable, and the members are closed.
+pub(super) fn stop(reactor: &Reactor, id: u64, done: Option<oneshot::Sender<()>>) {
+    let Some(engine) = ENGINES.with_borrow_mut(|e| e.remove(&id)) else { return };
+    drop(reactor.spawn(async move {
+        engine.final_commit().await;
+        while engine.members.iter().any(|m| m.inflight() > 0) {
+            engine.core.reactor().sleep(std::time::Duration::from_millis(1)).await;
+        }
+        engine.close();
+        if let Some(done) = done {
+            let _ = done.send(());
+        }
+    }));
+}

@@ -1,0 +1,18 @@
+//! What can be chosen each time an array is started.
+
+use std::time::Duration;
+
+/// What can be chosen each time an array is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// A member that takes longer than this for a request has failed.
+    pub write_timeout: Duration,
+    /// The writer's number in superblocks; a random one by default.
+    pub nonce: Option<u64>,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning { write_timeout: Duration::from_secs(30), nonce: None }
+    }
+}
