@@ -119,6 +119,8 @@ pub(crate) struct Shares {
     pub(crate) resuming: Cell<u64>,
     /// The core waits for the block layer's own line.
     pub(crate) waits_below: Cell<bool>,
+    /// Room for those that `each_waiting` calls.
+    visited: RefCell<Vec<Rc<Qpair>>>,
 }
 
 /// Bytes that connections may hold, all together, before anything is known of them.
@@ -146,6 +148,7 @@ impl Shares {
             handed: Cell::default(),
             resuming: Cell::new(0),
             waits_below: Cell::new(false),
+            visited: RefCell::default(),
         };
         s.divide(reactor);
         s
@@ -308,15 +311,88 @@ impl Shares {
         served
     }
 
-    /// Calls `f` for every queue pair that waits. It may change the lines: who is passed over then is called the next time.
+    /// Calls `f` once for every queue pair that waits now. It may change the lines: who has left them is called all the same.
     pub(crate) fn each_waiting(&self, want: Want, mut f: impl FnMut(&Rc<Qpair>)) {
         let i = want as usize;
-        for h in 0.. {
-            let Some(host) = self.lines[i].borrow().get(h).cloned() else { break };
-            for q in 0.. {
-                let Some(qp) = host.lines[i].qpairs.borrow().get(q).cloned() else { break };
-                f(&qp);
-            }
+        let mut all = self.visited.take();
+        for host in &*self.lines[i].borrow() {
+            all.extend(host.lines[i].qpairs.borrow().iter().cloned());
         }
+        for qp in all.drain(..) {
+            f(&qp);
+        }
+        // For the next time: it does not grow any more then.
+        self.visited.replace(all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use longshore_bdev::Registry;
+    use longshore_nvme::wire::fabrics::{ConnectCmd, ConnectData};
+    use longshore_nvme::wire::{Sqe, Status};
+    use longshore_reactor::{Options, Runtime};
+    use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+    use super::*;
+    use crate::{Address, Disconnect, PollGroup, QpairTransport, Target, TrType, TransportOptions};
+
+    struct NoWire(Address);
+
+    impl QpairTransport for NoWire {
+        fn respond(&self, _: u16) {}
+        fn buffer_ready(&self, _: u16) {}
+        fn buffer_needed(&self, _: u16) {}
+        fn disconnect(&self, _: Disconnect) {}
+        fn listener(&self) -> &Address {
+            &self.0
+        }
+        fn peer(&self) -> Address {
+            self.0.clone()
+        }
+    }
+
+    fn qpairs(target: &Arc<Target>, n: u16) -> Vec<Rc<Qpair>> {
+        let group = PollGroup::of(target).unwrap();
+        let options = Arc::new(TransportOptions::new(TrType::Tcp));
+        let make = |qid| {
+            let sqe = Sqe::read_from_bytes(ConnectCmd::new(1, qid, 31, 0, 0).as_bytes()).unwrap();
+            let cmd = ConnectCmd::of(&sqe);
+            let place = target.place(cmd, &ConnectData::new_zeroed());
+            let wire = Rc::new(NoWire(Address::tcp("127.0.0.1:4420".parse().unwrap())));
+            Qpair::new(&group, wire, options.clone(), cmd, place)
+        };
+        (1..=n).map(make).collect()
+    }
+
+    #[test]
+    fn whoever_waits_is_visited_once_also_when_those_before_it_leave_meanwhile() {
+        let rt = Runtime::start(Options { cores: vec![0], pin: false, ..Options::default() }).unwrap();
+        let cores = rt.cores().to_vec();
+        let run = rt.cores()[0].spawn(move |r| async move {
+            longshore_bdev::CoreState::init(&r, Default::default());
+            let target = Target::start(cores, Registry::new()).await.unwrap();
+            let all = qpairs(&target, 5);
+            let shares = &PollGroup::of(&target).unwrap().shares;
+            for want in [Want::Buffer, Want::Request] {
+                all.iter().for_each(|qp| shares.line_up(want, qp, 0));
+                let mut seen = Vec::new();
+                shares.each_waiting(want, |qp| {
+                    seen.push(qp.qid());
+                    // As when serving it ends its connection.
+                    shares.forget(qp);
+                });
+                assert_eq!(seen, [1, 2, 3, 4, 5], "{want:?}");
+                assert!(all.iter().all(|qp| qp.lines[want as usize].is_empty()));
+            }
+            all.iter().for_each(|qp| qp.shutdown(|| {}));
+            drop(all);
+            target.shutdown().await;
+            Status::SUCCESS
+        });
+        assert!(run.wait_timeout(std::time::Duration::from_secs(20)).expect("in time").unwrap().is_ok());
+        rt.stop();
     }
 }
