@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 pub use table::SockStats;
 pub(crate) use table::SockTable;
-use tx::{RecvArena, Spares, Tx};
+use tx::{Copied, RecvArena, Spares, Tx};
 
 /// What the owner of a connection is told. Every call comes from the reap phase of the reactor.
 pub trait SockHandler {
@@ -618,8 +618,9 @@ unsafe fn on_sent(ctx: *mut (), res: i32, _flags: u32) {
     }
     let cancelled = s.copy_lent.take();
     if cancelled && s.phase.get() != Phase::Closing {
-        let copied = s.tx.borrow_mut().copy_lent(s.reactor.dma(), &s.account.borrow());
-        s.uncopied.set(!copied);
+        let budget = &s.reactor.0.socks.copies;
+        let end = s.tx.borrow_mut().copy_lent(s.reactor.dma(), &s.account.borrow(), budget);
+        s.uncopied.set(end == Copied::NoMemory);
     }
     let queued = s.tx.borrow().queued();
     if queued > 0 || s.phase.get() != Phase::Open {

@@ -15,7 +15,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_millis(100);
 /// What waits for so long to be sent from lent memory is copied...
 const LENT: Duration = Duration::from_millis(100);
-/// ...about so many bytes at a time...
+/// ...about so many bytes from one look to the next...
 const LENT_BYTES: usize = 16 << 20;
 /// ...or, where there is no memory for that, the connection ends after so long.
 const LENT_MOST: Duration = Duration::from_secs(2);
@@ -42,6 +42,8 @@ pub(crate) struct SockTable {
     flushing: RefCell<Vec<Rc<Inner>>>,
     pub(super) spares: RefCell<Spares>,
     sweep: RefCell<Option<Timer>>,
+    /// Bytes of lent memory that may still be copied before the next look.
+    pub(super) copies: Cell<usize>,
     /// When receive slices were last added.
     pub(super) grown: Cell<u64>,
     /// Receives that found no slice.
@@ -58,6 +60,7 @@ impl SockTable {
             flushing: RefCell::default(),
             spares: RefCell::default(),
             sweep: RefCell::default(),
+            copies: Cell::new(0),
             grown: Cell::new(0),
             starved: Cell::new(0),
         }
@@ -135,14 +138,12 @@ impl SockTable {
     /// Closes connections whose peer does not take what is sent to it; before that, gives back what they send from lent memory.
     fn sweep(&self) {
         let now = clock::rdtsc();
-        let mut bytes = 0;
+        self.copies.set(LENT_BYTES);
         for s in self.all.borrow().iter().flatten() {
             if let Some(op) = s.tx_op.get()
                 && !s.copy_lent.get()
-                && bytes < LENT_BYTES
                 && s.tx.borrow().lent_since().is_some_and(|t| now.saturating_sub(t) > clock::ticks(LENT))
             {
-                bytes += s.tx.borrow().queued();
                 s.copy_lent.set(true);
                 s.reactor.cancel(op);
             }

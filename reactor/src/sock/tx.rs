@@ -4,6 +4,7 @@
 
 use super::stable::{Stable, Zeroed};
 use crate::dma::{Account, DmaBuf, DmaPool};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -112,6 +113,16 @@ struct Item {
     at: u64,
 }
 
+/// How far lent memory was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copied {
+    All,
+    /// The budget was used up.
+    Later,
+    /// The account may not hold so much, or the pool is dry.
+    NoMemory,
+}
+
 /// The queue.
 #[derive(Default)]
 pub(crate) struct Tx {
@@ -200,13 +211,17 @@ impl Tx {
         }
     }
 
-    /// Replaces lent memory by copies of it, so that it goes back to its owner. Only when nothing is in flight. False: `account`
-    /// may not hold so much, or the pool is dry.
-    pub(crate) fn copy_lent(&mut self, pool: &DmaPool, account: &Rc<Account>) -> bool {
+    /// Replaces lent memory by copies of it, so that it goes back to its owner. Only when nothing is in flight. What is copied is
+    /// taken off `budget`.
+    pub(crate) fn copy_lent(&mut self, pool: &DmaPool, account: &Rc<Account>, budget: &Cell<usize>) -> Copied {
         debug_assert!(self.arena.is_none());
         for item in &mut self.items {
             let Some(lent) = item.owner.as_ref().filter(|o| o.is_lent()) else { continue };
-            let Ok(mut copy) = pool.alloc_for(item.len, account) else { return false };
+            if budget.get() == 0 {
+                return Copied::Later;
+            }
+            let Ok(mut copy) = pool.alloc_for(item.len, account) else { return Copied::NoMemory };
+            budget.set(budget.get().saturating_sub(item.len));
             let from = item.ptr as usize - lent.as_ptr() as usize;
             if let Some(to) = copy.get_mut() {
                 to.copy_from_slice(&lent.as_slice()[from..from + item.len]);
@@ -214,7 +229,7 @@ impl Tx {
                 item.owner = Some(copy);
             }
         }
-        true
+        Copied::All
     }
 
     /// Since when lent memory is in the queue.
@@ -333,9 +348,14 @@ mod tests {
         tx.sent(&mut sp, 3);
         assert_eq!(tx.lent_since(), Some(5));
         let account = Rc::new(Account::new(0));
-        assert!(!tx.copy_lent(&pool, &account), "the account is empty");
+        let budget = Cell::new(1000);
+        let copy = |tx: &mut Tx| tx.copy_lent(&pool, &account, &budget);
+        assert_eq!((copy(&mut tx), budget.get()), (Copied::NoMemory, 1000), "the account is empty");
         account.set_limit(1 << 20);
-        assert!(tx.copy_lent(&pool, &account));
+        budget.set(0);
+        assert_eq!(copy(&mut tx), Copied::Later);
+        budget.set(1000);
+        assert_eq!((copy(&mut tx), budget.get()), (Copied::All, 1000 - 17));
         assert_eq!((tx.lent_since(), returned.load(std::sync::atomic::Ordering::Relaxed)), (None, 2));
         assert!(account.held() > 0);
         assert_eq!(gather(tx.begin(&mut sp).unwrap()).1, b"3456789abcdefghij-");

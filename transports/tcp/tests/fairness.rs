@@ -282,6 +282,30 @@ fn what_is_copied_for_a_host_that_takes_nothing_is_at_its_expense() {
     }
 }
 
+/// Those that cannot be copied come first, and are more than is copied at a time.
+#[test]
+fn lent_memory_that_its_host_has_no_room_for_does_not_keep_that_of_others_from_being_copied() {
+    let w = one_core(64).start();
+    block_on(w.target.set_config(|c| c.host_share = 1)).unwrap();
+    let (_a, mut a) = host(&w, A, 8);
+    let (_b, mut b) = host(&w, B, 1);
+    let stall = |q: &mut Host| {
+        let all: Vec<u8> = (0..100u64)
+            .flat_map(|i| {
+                let sqe = q.rw_sqe(2, i * 256, 256, LARGEST as u32);
+                q.capsule(&sqe, &[])
+            })
+            .collect();
+        q.send(&all);
+    };
+    a.iter_mut().for_each(stall);
+    until("the first host has no room", || share(&w, A).buffer_bytes > 0);
+    stall(&mut b[0]);
+    until("copies are made for the second host", || share(&w, B).buffer_bytes > 0);
+    let left = block_on(w.target.qpairs(NQN)).unwrap();
+    assert_eq!(left.len(), 2 + 8 + 1, "it had to wait until connections of the first one ended");
+}
+
 /// Connections that nobody has vouched for, with as many Connects as they like and no data for them.
 #[test]
 fn strangers_keep_nobody_from_connecting() {
