@@ -62,7 +62,8 @@ impl Qpair {
     fn own_buffer(&self, slot: u16, len: usize) -> Option<DmaBuf> {
         match &*self.reserve.borrow() {
             Some(own) => own.take(len),
-            // Not connected yet. What all share must come back at once: not for data that the host has yet to send.
+            // Not connected yet. What all share must come back at once: not for data that the host has yet to send. (In a capsule it has
+            // been sent: a transport asks when all of it is here.)
             None if self.slots[usize::from(slot)].borrow().data_inside => {
                 self.group.shares.connect.borrow().as_ref()?.take(len)
             }

@@ -3,7 +3,7 @@
 //! # What a transport does with a command
 //!
 //! 1. [`alloc_slot`](Qpair::alloc_slot), [`begin`](Qpair::begin); it says what the command needs.
-//! 2. [`get_buffer`](Qpair::get_buffer) if data moves either way; the host's data goes into [`buffer`](Qpair::buffer) (by
+//! 2. [`get_buffer`](Qpair::get_buffer) if data moves either way, before Connect succeeded only when all data of the capsule is here; the host's data goes into [`buffer`](Qpair::buffer) (by
 //!    reference) or through [`with_buffer`](Qpair::with_buffer) (by copy).
 //! 3. [`execute`](Qpair::execute), or [`fail`](Qpair::fail) if the data did not arrive whole.
 //! 4. [`QpairTransport::respond`] comes; [`cqe`](Qpair::cqe) and [`take_data`](Qpair::take_data) are sent; then

@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use longshore_nvme::tcp_pdu::{
     ADMIN_IN_CAPSULE, CAPSULE_RESP_MAX, Crc32c, DATA_HEADER_MAX, Data, Decoder, Encoder, FatalError, R2T_MAX, R2t,
@@ -28,6 +29,9 @@ pub(crate) const SEND_HIGH: usize = 1 << 20;
 
 /// Bytes that the kernel may hold for an I/O queue: what a deep queue sends in capsules at once.
 const RECEIVE_ROOM: u32 = 1 << 20;
+
+/// So long the data that the R2T of a Connect asked for may take: it has a buffer out of what all strangers share.
+const STRANGER_DATA: Duration = Duration::from_secs(2);
 
 /// Why nothing is received at present: bits.
 pub(crate) mod halt {
@@ -52,13 +56,14 @@ pub(crate) struct Conn {
     /// Data of the PDU that is arriving could not be stored.
     pub(crate) spoilt: Cell<bool>,
     /// Connect succeeded.
-    live: Cell<bool>,
+    pub(crate) live: Cell<bool>,
     /// Bytes of data that a capsule may carry, once Connect succeeded; 0 when the decoder knows.
     pub(crate) in_capsule: Cell<u32>,
     encoder: Encoder,
     crc: RefCell<Crc32c>,
     transport: Arc<TransportOptions>,
     stall_ticks: u64,
+    stranger_ticks: u64,
     /// Connect must have succeeded by then.
     live_by: u64,
     listener: Address,
@@ -93,6 +98,7 @@ impl Conn {
             crc: RefCell::default(),
             transport: birth.transport,
             stall_ticks: ticks(birth.options.stall_timeout),
+            stranger_ticks: ticks(STRANGER_DATA.min(birth.options.stall_timeout)),
             live_by: reactor.now() + ticks(birth.options.connect_timeout),
             listener: birth.listener,
             peer: greeted.peer,
@@ -236,6 +242,8 @@ impl Conn {
             None
         } else if !self.live.get() && now > self.live_by {
             Some("no Connect succeeded in time")
+        } else if !self.live.get() && self.slots.borrow().data_overdue(now.saturating_sub(self.stranger_ticks)) {
+            Some("the data of its Connect did not come")
         } else if self.slots.borrow().data_overdue(now.saturating_sub(self.stall_ticks)) {
             Some("the data that an R2T asked for did not come")
         } else {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use longshore_nvme::tcp_pdu::{CapsuleCmd, Data, Decoder, Event, FatalError, Pdu};
 use longshore_nvme::wire::Status;
-use longshore_nvmf::Begin;
+use longshore_nvmf::{Begin, QpairTransport};
 use longshore_reactor::DmaBuf;
 use longshore_reactor::sock::{Next, Sock, SockHandler};
 
@@ -126,7 +126,8 @@ impl Conn {
             Begin::Execute => Then::Execute,
             Begin::NeedData { in_capsule: true, .. } => {
                 wanted = true;
-                if !self.qp().get_buffer(slot) {
+                // What strangers share is not theirs before all of their data is here.
+                if !self.live.get() || !self.qp().get_buffer(slot) {
                     self.slots.borrow_mut().keep(slot);
                 }
                 Then::Execute
@@ -255,7 +256,12 @@ impl Conn {
                 if whole || then == Then::Respond {
                     let mut slots = self.slots.borrow_mut();
                     if slots.phase(slot) == Phase::BufferForCapsule {
-                        return slots.kept_whole(slot);
+                        slots.kept_whole(slot);
+                        drop(slots);
+                        if !self.live.get() && self.qp().get_buffer(slot) {
+                            self.buffer_ready(slot);
+                        }
+                        return;
                     }
                     drop(slots);
                     self.proceed(slot, then);

@@ -335,6 +335,38 @@ fn strangers_keep_nobody_from_connecting() {
     assert!(long.finish(sqe.cid.get(), &[]).status.is(Status::DATA_SGL_LENGTH_INVALID));
 }
 
+/// Buffers that strangers share are all asked for, and the data for them does not come.
+#[test]
+fn strangers_who_send_no_data_or_half_of_it_delay_nobody() {
+    let mut setup = one_core(16);
+    setup.tcp.connect_timeout = Duration::from_secs(60);
+    let w = setup.start();
+    let mut by_r2t: Vec<_> = (0..300).map(|_| Host::initialised(w.addr, Ic::default())).collect();
+    for h in &mut by_r2t {
+        let mut sqe = h.connect_sqe(1, 127, 0);
+        sqe.dptr = longshore_nvme::wire::SglDescriptor::transport(4096);
+        h.send_cmd(&sqe, &[]);
+    }
+    assert!(by_r2t[..3].iter_mut().all(|h| h.pdu().kind == R2T));
+    // Refused, and then half of another Connect.
+    let mut half = Host::initialised(w.addr, Ic::default());
+    assert!(half.connect(0, 31, 0xffff, 0, "nqn.2016-06.io.longshore:none", A).status.is_err());
+    let sqe = half.connect_sqe(0, 31, 0);
+    let capsule = half.capsule(&sqe, &Host::connect_data(0xffff, NQN, A));
+    half.send(&capsule[..capsule.len() - 500]);
+    let start = Instant::now();
+    let (_b, mut b) = host(&w, B, 2);
+    assert!(b[0].write(0, &pattern(1, LARGEST)).status.is_ok());
+    assert!(start.elapsed() < Duration::from_secs(2), "after {:?}", start.elapsed());
+    // The rest of it may still come.
+    half.send(&capsule[capsule.len() - 500..]);
+    assert!(half.finish(sqe.cid.get(), &[]).status.is_ok());
+    for h in &mut by_r2t[..3] {
+        assert!(h.closed(), "a stranger whose data does not come stays");
+    }
+    assert!(start.elapsed() < Duration::from_secs(15), "after {:?}", start.elapsed());
+}
+
 #[test]
 fn a_share_that_is_no_percentage_is_refused() {
     let w = World::new();
