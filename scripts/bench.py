@@ -11,6 +11,7 @@ both sides, user + kernel, in cores. A pair during which other processes used mo
 as many times as there are pairs; if it stays so, the case says void. Needs two idle CPUs and nothing but Python.
 """
 import argparse, json, os, signal, socket, statistics, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HZ = os.sysconf("SC_CLK_TCK")
@@ -85,6 +86,34 @@ class Target:
             time.sleep(0.02)
         self.log.seek(0)
         sys.exit(f"the daemon does not serve: {self.log.read()}")
+
+    def rpc(self, method):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(str(Path(self.dir.name, "rpc.sock")))
+            s.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode())
+            answer = b""
+            while True:
+                answer += s.recv(65536)
+                try:
+                    return json.loads(answer)["result"]
+                except ValueError:
+                    continue
+
+    def work(self):
+        """(seconds that the reactor had work, spinning left out; commands completed)"""
+        r, n = self.rpc("framework_get_reactors"), self.rpc("nvmf_get_stats")
+        return r["reactors"][0]["busy"] / r["tick_rate"], n["poll_groups"][0]["completed_nvme_io"]
+
+    def cost(self, seconds):
+        """Seconds of work per command, for so long, once load has begun."""
+        start = self.work()[1]
+        while self.work()[1] < start + 5000:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        a = self.work()
+        time.sleep(seconds)
+        b = self.work()
+        return (b[0] - a[0]) / (b[1] - a[1])
 
     def __enter__(self):
         return self
@@ -185,18 +214,25 @@ class Bench:
                   f" ({extra[0]:+.2f} to {extra[-1]:+.2f}) over the raw round trip", flush=True)
 
     def curve(self, what):
-        print(f"{what}: target CPU per I/O, in us (others' CPU in cores)", flush=True)
+        print(f"{what}, 8 requests each: time per I/O that the target was busy, in us (others' CPU in cores)", flush=True)
         for n in CURVE:
             with Target(self.bins, "Null0", self.serve, n if what == "namespaces" else 1) as t:
                 runs = []
                 for _ in range(3):
-                    # perf's depth is per namespace
-                    depth, conns = (max(128, n), n) if what == "connections" else (max(128 // n, 1), 1)
-                    r, cores, others = self.run(t, depth, conns, 4096, "randread")
-                    runs.append((sum(cores) / r["total"]["iops"] * 1e6, r["total"]["iops"], others))
+                    # perf's depth is per namespace; a controller has 127 I/O queues at most
+                    if what == "connections":
+                        parts = -(-n // 64)
+                        where, depth, conns = [transport_id(t.port)] * parts, 8 * n // parts, n // parts
+                    else:
+                        where, depth, conns = [f"{transport_id(t.port)} ns:{i + 1}" for i in range(n)], 8, 1
+                    load = [*sum([["-r", w] for w in where], []), "-q", depth, "-P", conns, "-c", hex(1 << self.load), "--io-queue-size", 16]
+                    with ThreadPoolExecutor(1) as pool:
+                        cost = pool.submit(t.cost, self.s)
+                        r, others = self.perf([*load, "-t", self.s + 0.5], [t.p.pid])
+                        runs.append((cost.result() * 1e6, r["total"]["iops"], others))
                 runs.sort()
                 cost, iops, others = runs[1]
-                print(f"  {n:4} {what:12} {cost:6.2f} us  {iops / 1e3:7.0f} k IOPS  ({others:.2f})", flush=True)
+                print(f"  {n:4} {what:12} {cost:6.2f} us ({runs[0][0]:.2f}-{runs[2][0]:.2f})  {iops / 1e3:7.0f} k IOPS  ({others:.2f})", flush=True)
 
     def local(self):
         for args in ([], ["-L"]):
