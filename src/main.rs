@@ -1,5 +1,6 @@
 //! The `longshore` daemon.
 
+mod check;
 mod daemon;
 mod embedded;
 mod options;
@@ -9,6 +10,9 @@ mod state;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(code) = check::requested() {
+        return code;
+    }
     let (options, embedded) = options::Options::from_command_line();
     match daemon::run(&options, embedded) {
         Ok(()) => ExitCode::SUCCESS,

@@ -35,7 +35,30 @@ fn main() -> std::io::Result<()> {
     let mut out = [0; TERM_REQ_MAX];
     let term = encode_term_req(Role::Host, &FatalError::unknown_cccid(3), &DATA, &mut out).expect("not silent");
     std::fs::write(dir.join("h2c_term_req"), [&[0, 0, 9, 9][..], term].concat())?;
-    commands()
+    commands()?;
+    ec_format()
+}
+
+/// Seeds of `ec_format`: a kind, then a structure, or changes of an array.
+fn ec_format() -> std::io::Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/ec_format");
+    std::fs::create_dir_all(&dir)?;
+    // Member, structure, offset, value: see the target.
+    let change = |member: u8, structure: u8, at: u16, value: u8| [member, structure, at as u8, (at >> 8) as u8, value];
+    let seeds: [(&str, Vec<[u8; 5]>); 8] = [
+        ("whole", vec![]),
+        ("epoch", vec![change(0, 1, 136, 9)]),
+        ("failed", (0..3).map(|m| change(m, 1, 256 + 16, 2)).collect()),
+        ("geometry", (0..3).map(|m| change(m, 1, 82, 16)).collect()),
+        ("map", vec![change(1, 2, 56, 0xff), change(1, 2, 16, 8)]),
+        ("record", vec![change(0, 5, 48, 3), change(2, 5, 76, 0)]),
+        ("intent", vec![change(0, 4, 24, 5)]),
+        ("strip", vec![change(1, 6, 100, 1)]),
+    ];
+    for (name, changes) in seeds {
+        std::fs::write(dir.join(name), [&[1, 0][..], &changes.concat()].concat())?;
+    }
+    Ok(())
 }
 
 /// Seeds of `nvme_command`: control byte, entry, and what the data is made of, per command.

@@ -32,8 +32,8 @@ pub const PAGE_BITS: u64 = 4032 * 8;
 pub const MAX_MAP_PAGES: u64 = 16384;
 /// Most pages of the write-intent bitmap.
 pub const MAX_WIB_PAGES: u64 = 8;
-/// Fewest and most slots of a journal.
-pub const JOURNAL_SLOTS: std::ops::RangeInclusive<u32> = 2..=65536;
+/// Fewest and most slots of a journal: one for marks and two for transactions at least.
+pub const JOURNAL_SLOTS: std::ops::RangeInclusive<u32> = 3..=4096;
 
 const MAP_OFFSET: u64 = 2 * SUPERBLOCK_SPACING;
 const JOURNAL_ALIGN: u64 = 64 << 10;
@@ -224,7 +224,7 @@ impl Layout {
             return wrong("block size", self.block, "must be a power of two, 512 to 4096 bytes");
         }
         if !JOURNAL_SLOTS.contains(&self.journal_slots) {
-            return wrong("journal slots", self.journal_slots, "must be 2 to 65536");
+            return wrong("journal slots", self.journal_slots, "must be 3 to 4096");
         }
         if self.region_shift > 40 {
             return wrong("region shift", self.region_shift, "must be at most 40");

@@ -71,7 +71,7 @@ fn for_any_geometry_the_regions_lie_in_order_apart_aligned_and_within_the_smalle
         let (strip, block) = (4096u32 << next(9), 512u32 << next(4));
         let bytes = (1u64 << (18 + next(28))) + next(1 << 20) * 512;
         let options = LayoutOptions {
-            journal_slots: (next(2) == 0).then(|| 2 + next(600) as u32),
+            journal_slots: (next(2) == 0).then(|| 3 + next(600) as u32),
             alignment: (next(2) == 0).then(|| 4096 << next(9)),
             region_stripes: (next(2) == 0).then(|| 1 << next(12)),
         };

@@ -1,17 +1,27 @@
 //! Erasure-coded arrays: k data and m parity strips on k+m members, which survive the loss of any m of them together with any crash.
 //!
+//! * [`assemble`]: which of the members that were found may be believed. A pure decision.
+//! * [`check`]: verification of an array from its members, which changes nothing.
+//! * [`create`]: from base devices to members that can be started from.
 //! * [`layout`]: where everything is on a member, and which strip is whose. Pure arithmetic.
 //! * [`format`]: the structures on the members, byte for byte. Pure encoding and decoding; `docs/format-ec.md` describes them.
 
+pub mod assemble;
+pub mod check;
 mod clear;
+pub mod create;
 mod device;
 mod engine;
 mod epoch;
 mod event;
 mod flush;
 pub mod format;
+#[cfg(test)]
+mod golden;
 #[cfg(not(test))]
 mod honest;
+#[cfg(test)]
+pub(crate) mod images;
 mod intent;
 mod journal;
 pub mod layout;

@@ -10,8 +10,8 @@ mod superblock;
 pub use page::{PAGE_BITS_BYTES, PageHeader, PageKind, bit, newest, set_bit};
 pub use record::{RECORD_BYTES, RecordHeader, payload_checksum};
 pub use superblock::{
-    FORMAT_VERSION, Features, MATRIX_CAUCHY, MemberEntry, MemberState, NAME_BYTES, Rebuild, RebuildMode, Stamp,
-    Superblock,
+    FIRST_EPOCH, FORMAT_VERSION, Features, MATRIX_CAUCHY, MAX_EPOCH, MemberEntry, MemberState, NAME_BYTES, Rebuild,
+    RebuildMode, Stamp, Superblock,
 };
 
 use super::layout::LayoutError;

@@ -9,6 +9,10 @@ use uuid::Uuid;
 pub const FORMAT_VERSION: u32 = 1;
 /// The only matrix there is: Cauchy, polynomial 0x11d.
 pub const MATRIX_CAUCHY: u16 = 1;
+/// The epoch of an array that was made and not yet started.
+pub const FIRST_EPOCH: u64 = 1;
+/// The highest epoch: more updates than any array sees, so that an epoch can be added to.
+pub const MAX_EPOCH: u64 = 1 << 62;
 /// Bytes of an array's name, at most.
 pub const NAME_BYTES: usize = 63;
 
@@ -302,8 +306,8 @@ impl Superblock {
             return field("name length", self.name.len(), "must be 1 to 63 bytes, none of them zero");
         }
         let epoch = self.stamp.epoch;
-        if epoch == 0 {
-            return field("epoch", epoch, "must be at least 1");
+        if epoch == 0 || epoch > MAX_EPOCH {
+            return field("epoch", epoch, format!("must be 1 to {MAX_EPOCH}"));
         }
         if self.predecessor.epoch >= epoch {
             return field("predecessor's epoch", self.predecessor.epoch, format!("must be below {epoch}"));

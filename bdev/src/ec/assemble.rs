@@ -1,0 +1,340 @@
+//! Whether the members that were found make the array, and with which of them: [`decide`], a pure function.
+//!
+//! # Why it is right
+//!
+//! An update of the superblocks is *established* when it is durable on every member that its table does not name failed, and these
+//! are at least a [quorum](Superblock::quorum) of members in sync: k, and for m >= k more than half. Nothing that depends on an update is
+//! acknowledged before it is established.
+//!
+//! * Two quorums share a member (k > n/2 where m < k). So a quorum of members of an older update contains one that has the newest
+//!   established one, and that one is the head.
+//! * The head itself need not be established: a crash may have left it on a few members. Those that have its predecessor, the last
+//!   established update, or an attempt of the same writer between the two, hold everything that was acknowledged, if the
+//!   head's table says that they are in sync: nothing was acknowledged on the strength of the head.
+//! * Such members are [behind](Assembly::behind). Whoever assembles brings them to the head, unchanged, before making an update of
+//!   its own: otherwise crashes in a row would leave members at ever more attempts, and these would count as stale.
+//! * An array of the first epoch was made but never started, so that it holds no data. It needs all its members: if making it was
+//!   cut short, there is none.
+//! * An update that names fewer than a quorum in sync cannot be established and is never written.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::format::{FIRST_EPOCH, MemberEntry, MemberState, Stamp, Superblock};
+use super::layout::Layout;
+
+/// A device that has a superblock.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Its name, for messages.
+    pub name: String,
+    /// What it says.
+    pub superblock: Superblock,
+    /// Bytes of the device.
+    pub bytes: u64,
+    /// Bytes of its block.
+    pub block: u32,
+}
+
+/// What the decision depends on beside the members found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Situation {
+    /// Absent members were waited for long enough.
+    pub waited: bool,
+    /// The user accepts that writes are lost: see [`decide`].
+    pub salvage: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Members in these slots may still come.
+    Wait {
+        /// The slots.
+        missing: Vec<usize>,
+    },
+    /// Run with these.
+    Assemble(Box<Assembly>),
+    /// Do not run.
+    Refuse(Refusal),
+}
+
+/// An array that can run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assembly {
+    /// The newest superblock. Members absent here are not named failed yet: the engine does that. After a salvage that took stale
+    /// members, an update that names them in sync.
+    pub head: Superblock,
+    /// By slot, the candidate that is taken, by its index.
+    pub members: Vec<Option<usize>>,
+    /// Slots whose member has an older superblock than `head` and has to be given `head` before any other.
+    pub behind: Vec<usize>,
+    /// Candidates that are not taken, and why. A stale one may be filled again.
+    pub rejected: Vec<(usize, Rejection)>,
+}
+
+/// Why a device that has a superblock of the array is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejection {
+    /// The array named it failed, or went on without it: it lacks writes.
+    Stale {
+        /// What it has.
+        has: Stamp,
+        /// What the array has.
+        head: Stamp,
+    },
+    /// Another member took its slot.
+    Replaced {
+        /// The slot.
+        slot: usize,
+    },
+    /// It is smaller than the array needs.
+    Shrunk {
+        /// Its bytes.
+        bytes: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// Its blocks do not fit the array's.
+    Block {
+        /// Its block.
+        block: u32,
+        /// The array's.
+        array: u32,
+    },
+    /// It belongs to another array.
+    Foreign {
+        /// That array.
+        array: Uuid,
+    },
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rejection::Stale { has, head } => write!(f, "stale: has {has}, the array has {head}"),
+            Rejection::Replaced { slot } => write!(f, "another member took its slot {slot}"),
+            Rejection::Shrunk { bytes, needed } => write!(f, "shrank to {bytes} bytes, the array needs {needed}"),
+            Rejection::Block { block, array } => {
+                write!(f, "has blocks of {block} bytes, which do not fit the array's of {array}")
+            }
+            Rejection::Foreign { array } => write!(f, "belongs to array {array}"),
+        }
+    }
+}
+
+/// Why the array must not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no member.
+    Nothing,
+    /// Two devices say that they are the same member: one is a copy, or both are one device.
+    Duplicate {
+        /// The slot.
+        slot: usize,
+        /// The devices.
+        names: [String; 2],
+    },
+    /// Members of two arrays that have the same UUID.
+    TwoArrays {
+        /// The UUID.
+        array: Uuid,
+        /// A device of each.
+        names: [String; 2],
+    },
+    /// Too few members in sync.
+    TooFew {
+        /// In sync and there.
+        have: usize,
+        /// Needed.
+        need: usize,
+        /// Slots without a member in sync.
+        missing: Vec<usize>,
+        /// What is wrong with those that are there.
+        rejected: Vec<String>,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Nothing => write!(f, "no member was found"),
+            Refusal::Duplicate { slot, names: [a, b] } => {
+                write!(f, "'{a}' and '{b}' are both the member in slot {slot}: one is a copy and has to be taken away")
+            }
+            Refusal::TwoArrays { array, names: [a, b] } => {
+                write!(f, "'{a}' and '{b}' are of two arrays that have the same UUID {array}: take one of them away")
+            }
+            Refusal::TooFew { have, need, missing, rejected } => {
+                let slots: Vec<String> = missing.iter().map(usize::to_string).collect();
+                write!(
+                    f,
+                    "{have} members are in sync and there, {need} are needed; none in slots {}",
+                    slots.join(", ")
+                )?;
+                rejected.iter().try_for_each(|r| write!(f, "; {r}"))
+            }
+        }
+    }
+}
+
+/// What to do with the candidates of one array.
+///
+/// The head is the superblock with the highest epoch; of two with the same, the one with which more candidates are compatible, then
+/// the one with the higher nonce. A candidate is taken if the head's table has it in its slot as in sync or rebuilding, and it is not
+/// older than the head's predecessor. A rebuilding member never counts. Members that the head names in sync or rebuilding and that
+/// are absent are waited for. A candidate that cannot be taken is not absent: nothing is gained by waiting for it.
+///
+/// `salvage` is for arrays that lost more than they can: nothing is waited for, k members are enough, and where there are fewer, stale
+/// ones are taken as if they were in sync, the newest first, until there are k. What they lack is lost.
+pub fn decide(candidates: &[Candidate], situation: Situation) -> Decision {
+    let Some(first) = candidates.first() else { return Decision::Refuse(Refusal::Nothing) };
+    let array = first.superblock.array;
+    let ours: Vec<usize> = (0..candidates.len()).filter(|&c| candidates[c].superblock.array == array).collect();
+    if let Some(refusal) = conflict(candidates, &ours) {
+        return Decision::Refuse(refusal);
+    }
+    let head = head(candidates, &ours);
+    let mut assembly =
+        Assembly { members: vec![None; head.layout.n()], head: head.clone(), behind: Vec::new(), rejected: Vec::new() };
+    for (index, candidate) in candidates.iter().enumerate() {
+        match judge(candidate, head) {
+            Ok(slot) => {
+                assembly.members[slot] = Some(index);
+                if candidate.superblock.stamp != head.stamp {
+                    assembly.behind.push(slot);
+                }
+            }
+            Err(why) => assembly.rejected.push((index, why)),
+        }
+    }
+    assembly.behind.sort_unstable();
+    if situation.salvage {
+        salvage(candidates, &mut assembly);
+    }
+    let need = match () {
+        () if head.stamp.epoch == FIRST_EPOCH => head.layout.n(),
+        () if situation.salvage => head.layout.k,
+        () => head.quorum(),
+    };
+    conclude(candidates, assembly, need, situation)
+}
+
+fn conclude(candidates: &[Candidate], assembly: Assembly, need: usize, situation: Situation) -> Decision {
+    let head = &assembly.head;
+    let awaited: Vec<usize> = (0..head.layout.n())
+        .filter(|&slot| {
+            let row = &head.members[slot];
+            matches!(row.state, MemberState::InSync | MemberState::Rebuilding)
+                && assembly.members[slot].is_none()
+                && !assembly.rejected.iter().any(|&(c, _)| candidates[c].superblock.member().uuid == row.uuid)
+        })
+        .collect();
+    if !awaited.is_empty() && !situation.waited && !situation.salvage {
+        return Decision::Wait { missing: awaited };
+    }
+    let counts = |slot: &usize| assembly.members[*slot].is_some() && head.members[*slot].state == MemberState::InSync;
+    let have = (0..head.layout.n()).filter(counts).count();
+    if have < need {
+        let missing = (0..head.layout.n()).filter(|slot| !counts(slot)).collect();
+        let rejected = assembly.rejected.iter().map(|(c, why)| format!("'{}' {why}", candidates[*c].name)).collect();
+        return Decision::Refuse(Refusal::TooFew { have, need, missing, rejected });
+    }
+    Decision::Assemble(Box::new(assembly))
+}
+
+/// Candidates that cannot be members of one array.
+fn conflict(candidates: &[Candidate], ours: &[usize]) -> Option<Refusal> {
+    for (i, &a) in ours.iter().enumerate() {
+        for &b in &ours[i + 1..] {
+            let (one, other) = (&candidates[a], &candidates[b]);
+            let names = [one.name.clone(), other.name.clone()];
+            if one.superblock.member().uuid == other.superblock.member().uuid {
+                return Some(Refusal::Duplicate { slot: one.superblock.slot, names });
+            }
+            let made = |s: &Superblock| (s.layout, s.matrix, s.created);
+            if made(&one.superblock) != made(&other.superblock) {
+                return Some(Refusal::TwoArrays { array: one.superblock.array, names });
+            }
+        }
+    }
+    None
+}
+
+fn head<'a>(candidates: &'a [Candidate], ours: &[usize]) -> &'a Superblock {
+    let newest = ours.iter().map(|&c| &candidates[c].superblock);
+    let newest = newest.max_by_key(|s| {
+        // Only those that share the highest epoch need it, but there are at most 40 members.
+        let compatible = ours.iter().filter(|&&c| judge(&candidates[c], s).is_ok()).count();
+        (s.stamp.epoch, compatible, s.stamp.nonce)
+    });
+    newest.unwrap_or(&candidates[0].superblock)
+}
+
+/// The slot that `candidate` has in the array that `head` describes.
+fn judge(candidate: &Candidate, head: &Superblock) -> Result<usize, Rejection> {
+    let s = &candidate.superblock;
+    if s.array != head.array {
+        return Err(Rejection::Foreign { array: s.array });
+    }
+    let row = &head.members[s.slot.min(head.members.len() - 1)];
+    if row.uuid != s.member().uuid {
+        return Err(Rejection::Replaced { slot: s.slot });
+    }
+    fits(candidate.bytes, candidate.block, &head.layout)?;
+    let live = matches!(row.state, MemberState::InSync | MemberState::Rebuilding);
+    if live && (s.stamp == head.stamp || s.stamp == head.predecessor || is_attempt(s.stamp, head)) {
+        return Ok(s.slot);
+    }
+    Err(Rejection::Stale { has: s.stamp, head: head.stamp })
+}
+
+/// Whether a device of `bytes`, with blocks of `block`, can hold a member of an array of this layout.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn fits(bytes: u64, block: u32, layout: &Layout) -> Result<(), Rejection> {
+    if block == 0 || !layout.block.is_multiple_of(block) {
+        return Err(Rejection::Block { block, array: layout.block });
+    }
+    let needed = layout.member_bytes();
+    if bytes < needed {
+        return Err(Rejection::Shrunk { bytes, needed });
+    }
+    Ok(())
+}
+
+/// An update by the head's writer after the last that was established: it never was, or the head would name it.
+fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
+    stamp.nonce == head.stamp.nonce && (head.predecessor.epoch + 1..head.stamp.epoch).contains(&stamp.epoch)
+}
+
+/// Takes stale members as if they were in sync until there are k, by an update of its own that all members have to be given.
+fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
+    let Assembly { head, members, behind, rejected } = assembly;
+    let in_sync = (0..members.len())
+        .filter(|&slot| members[slot].is_some() && head.members[slot].state == MemberState::InSync)
+        .count();
+    let mut stale: Vec<usize> =
+        rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).map(|&(c, _)| c).collect();
+    stale.sort_by_key(|&c| std::cmp::Reverse(candidates[c].superblock.stamp));
+    stale.truncate(head.layout.k.saturating_sub(in_sync));
+    if stale.is_empty() {
+        return;
+    }
+    for candidate in stale {
+        let slot = candidates[candidate].superblock.slot;
+        head.members[slot] = MemberEntry::in_sync(head.members[slot].uuid);
+        members[slot] = Some(candidate);
+        rejected.retain(|&(c, _)| c != candidate);
+    }
+    head.predecessor = head.stamp;
+    head.stamp = Stamp { epoch: head.stamp.epoch + 1, nonce: head.stamp.nonce.wrapping_add(1) };
+    *behind = (0..members.len()).filter(|&slot| members[slot].is_some()).collect();
+}
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;

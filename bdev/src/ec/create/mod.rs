@@ -1,0 +1,205 @@
+//! From base devices to members of an array that can be started: [`prepare`].
+//!
+//! # Nothing is destroyed by surprise
+//!
+//! Devices that hold this array already are taken as they are, and nothing is written. A device that holds anything else that is
+//! known is refused, unless `force` was given.
+//!
+//! # A crash on the way leaves no array, or the array
+//!
+//! First both superblocks of every device are made void, durably; then the bitmaps are written, durably; then the superblocks, of
+//! epoch 1. An array of epoch 1 is one only if all its members have it, so that fewer make none; and all of them make the array,
+//! with bitmaps that were durable before. Nothing is served before the start of a session has established a later epoch: what is
+//! of epoch 1 holds no data, and preparing the same array again passes over it.
+
+mod config;
+mod member_io;
+mod signature;
+mod write;
+
+pub use config::Options;
+pub use member_io::MODULE;
+pub use signature::{HEAD_BYTES, TAIL_BYTES, recognise};
+pub use write::clear;
+
+use std::sync::{Arc, OnceLock};
+
+use super::assemble::{Assembly, Candidate, Decision, Situation, decide};
+use super::format::{FIRST_EPOCH, FormatError, Superblock};
+use super::layout::{Layout, SUPERBLOCK_BYTES};
+use crate::desc::BdevDesc;
+use crate::event::BdevEvent;
+use crate::registry::{BdevError, Registry};
+use member_io::MemberIo;
+
+/// Told, on any thread, of a member whose device goes away, by its slot.
+pub type Removed = Arc<dyn Fn(usize) + Send + Sync>;
+
+/// Members that can be started from.
+pub struct Prepared {
+    /// The superblock to start from.
+    pub head: Superblock,
+    /// By slot, the device, open for writing and claimed.
+    pub members: Vec<Option<BdevDesc>>,
+    /// The array was made just now. Otherwise it was there.
+    pub fresh: bool,
+    /// Devices that are not used, and why.
+    pub rejected: Vec<String>,
+}
+
+/// A base device, and the slot that it turns out to have.
+struct Base {
+    io: MemberIo,
+    slot: Arc<OnceLock<usize>>,
+}
+
+/// What is on a base device.
+struct Probe {
+    superblock: Result<Superblock, FormatError>,
+    signature: Option<&'static str>,
+}
+
+/// Opens and claims the base devices of `o` on this core, and makes an array of them or finds it there. `removed` is told of devices
+/// that go away from now on. When this fails, nothing stays claimed.
+///
+/// # Errors
+///
+/// Parameters that make no array; devices that are missing, in use or too small; devices that hold something else; I/O errors.
+pub async fn prepare(registry: &Arc<Registry>, o: &Options, removed: &Removed) -> Result<Prepared, BdevError> {
+    o.validate()?;
+    let bases = open(registry, o, removed)?;
+    let mut probes = Vec::with_capacity(bases.len());
+    for base in &bases {
+        probes.push(probe(&base.io).await?);
+    }
+    match existing(o, &bases, &probes)? {
+        Some((assembly, rejected)) => take(bases, assembly, rejected).await,
+        None => {
+            if !o.force {
+                refuse_signatures(o, &bases, &probes)?;
+            }
+            let head = write::fresh(o, &bases.iter().map(|b| &b.io).collect::<Vec<_>>()).await?;
+            let members = bases.into_iter().enumerate().map(|(slot, base)| {
+                let _ = base.slot.set(slot);
+                Some(base.io.into_desc())
+            });
+            Ok(Prepared { members: members.collect(), head, fresh: true, rejected: Vec::new() })
+        }
+    }
+}
+
+fn open(registry: &Arc<Registry>, o: &Options, removed: &Removed) -> Result<Vec<Base>, BdevError> {
+    let mut bases: Vec<Base> = Vec::with_capacity(o.base_bdevs.len());
+    for name in &o.base_bdevs {
+        let node = match registry.find(name) {
+            Some(node) => node,
+            None if o.salvage_requested => continue,
+            None => return Err(BdevError::NotFound(name.clone())),
+        };
+        if let Some(twin) = bases.iter().find(|b| b.io.name() == node.name()) {
+            return Err(BdevError::Invalid(format!("base bdev '{name}' is given twice: it is '{}'", twin.io.name())));
+        }
+        let slot = Arc::new(OnceLock::new());
+        let (told, of) = (removed.clone(), slot.clone());
+        let sink = move |event| {
+            if let (BdevEvent::Remove, Some(slot)) = (event, of.get()) {
+                told(*slot);
+            }
+        };
+        bases.push(Base { io: MemberIo::open(registry, name, Box::new(sink))?, slot });
+    }
+    Ok(bases)
+}
+
+async fn probe(io: &MemberIo) -> Result<Probe, BdevError> {
+    let (bytes, block) = (io.bytes(), u64::from(io.block()));
+    if !block.is_power_of_two() || !(512..=4096).contains(&block) {
+        return Err(BdevError::Invalid(format!(
+            "base bdev '{}' has blocks of {block} bytes: a member's are 512, 1024, 2048 or 4096",
+            io.name()
+        )));
+    }
+    let head = io.read(0, bytes.min(HEAD_BYTES as u64) as usize).await?;
+    let tail_bytes = bytes.min(TAIL_BYTES as u64);
+    let tail = io.read(bytes - tail_bytes, tail_bytes as usize).await?;
+    let copy = |c: u64| {
+        let at = Layout::superblock_at(c) as usize;
+        head.get(at..at + SUPERBLOCK_BYTES as usize).unwrap_or_default()
+    };
+    Ok(Probe { superblock: Superblock::select([copy(0), copy(1)]), signature: recognise(&head, &tail, bytes) })
+}
+
+/// The array that the devices hold already, if it is the one that is asked for; with the devices that are not used, and why.
+fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Assembly, Vec<String>)>, BdevError> {
+    let of = |probe: &Probe| probe.superblock.as_ref().ok().filter(|s| o.describes(s)).map(|s| s.array);
+    let Some(array) = probes.iter().find_map(of) else { return Ok(None) };
+    let mut candidates = Vec::new();
+    let mut index = Vec::new();
+    for (i, (base, probe)) in bases.iter().zip(probes).enumerate() {
+        if let Ok(superblock) = &probe.superblock
+            && superblock.array == array
+        {
+            let (name, bytes, block) = (base.io.name().to_owned(), base.io.bytes(), base.io.block());
+            candidates.push(Candidate { name, superblock: superblock.clone(), bytes, block });
+            index.push(i);
+        }
+    }
+    match decide(&candidates, Situation { waited: true, salvage: o.salvage_requested }) {
+        Decision::Assemble(assembly) => {
+            let mut assembly = *assembly;
+            let rejected = assembly.rejected.iter().map(|(c, why)| format!("'{}': {why}", candidates[*c].name));
+            let mut rejected: Vec<String> = rejected.collect();
+            for (base, probe) in bases.iter().zip(probes) {
+                if !probe.superblock.as_ref().is_ok_and(|s| s.array == array) {
+                    rejected.push(format!("'{}' holds nothing of the array", base.io.name()));
+                }
+            }
+            assembly.members.iter_mut().flatten().for_each(|c| *c = index[*c]);
+            Ok(Some((assembly, rejected)))
+        }
+        // What is left of a preparation that a crash ended, or what the user gave up.
+        _ if o.force || candidates.iter().all(|c| c.superblock.stamp.epoch == FIRST_EPOCH) => Ok(None),
+        Decision::Refuse(why) => Err(BdevError::Invalid(format!(
+            "the base bdevs hold array '{}' already, and it cannot start: {why}. force destroys it",
+            o.name
+        ))),
+        Decision::Wait { .. } => unreachable!("everything was waited for"),
+    }
+}
+
+fn refuse_signatures(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<(), BdevError> {
+    for (base, probe) in bases.iter().zip(probes) {
+        let left = |s: &Superblock| o.describes(s) && s.stamp.epoch == FIRST_EPOCH;
+        let what = match (&probe.superblock, probe.signature) {
+            (Ok(s), _) if left(s) => continue,
+            (Ok(s), _) => format!("slot {} of array '{}' ({})", s.slot, s.name, s.array),
+            (Err(e), Some(what)) if e.is_unsupported() => format!("{what}: {e}"),
+            (Err(_), Some(what)) => what.to_owned(),
+            (Err(_), None) => continue,
+        };
+        return Err(BdevError::Invalid(format!("base bdev '{}' holds {what}: force destroys it", base.io.name())));
+    }
+    Ok(())
+}
+
+/// Takes the members that were found. Nothing is written, but for a salvage that needs an update of its own.
+async fn take(bases: Vec<Base>, assembly: Assembly, rejected: Vec<String>) -> Result<Prepared, BdevError> {
+    let Assembly { head, members, behind, .. } = assembly;
+    let mut bases: Vec<Option<Base>> = bases.into_iter().map(Some).collect();
+    let mut by_slot: Vec<Option<Base>> = members.iter().map(|c| c.and_then(|c| bases[c].take())).collect();
+    for slot in behind {
+        if let Some(base) = &mut by_slot[slot] {
+            write::superblock(&base.io, &head.for_slot(slot)).await?;
+        }
+    }
+    let members = by_slot.into_iter().enumerate().map(|(slot, base)| {
+        base.map(|base| {
+            let _ = base.slot.set(slot);
+            base.io.into_desc()
+        })
+    });
+    Ok(Prepared { members: members.collect(), head, fresh: false, rejected })
+}
+
+#[cfg(test)]
+mod tests;
