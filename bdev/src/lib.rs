@@ -72,4 +72,4 @@ pub use pool::PoolStats;
 pub use qos::{QosLimits, QosUpdate};
 pub use registry::{BdevError, Examiner, Registry};
 pub use stat::{Histogram, IoStat, OpStat, StatReset, StatSnapshot};
-pub use vbdev::Vbdev;
+pub use vbdev::{Examination, Vbdev};

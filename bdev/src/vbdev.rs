@@ -6,6 +6,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use longshore_reactor::oneshot;
+
 use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
 
@@ -31,11 +33,58 @@ pub(crate) struct Configured {
     specs: Mutex<Vec<Arc<dyn Vbdev>>>,
     auto: AtomicBool,
     allowed: Mutex<HashSet<String>>,
+    examining: Arc<Examining>,
+}
+
+/// Who looks at devices, and who waits for that.
+#[derive(Default)]
+struct Examining(Mutex<(usize, Vec<oneshot::Sender<()>>)>);
+
+impl Examining {
+    fn state(&self) -> MutexGuard<'_, (usize, Vec<oneshot::Sender<()>>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(self: &Arc<Self>) -> Examination {
+        self.state().0 += 1;
+        Examination(self.clone())
+    }
+
+    fn wait(&self) -> Option<oneshot::Receiver<()>> {
+        let mut s = self.state();
+        (s.0 > 0).then(|| {
+            let (tx, rx) = oneshot::channel();
+            s.1.push(tx);
+            rx
+        })
+    }
+}
+
+/// Somebody looks at a device.
+pub struct Examination(Arc<Examining>);
+
+impl Drop for Examination {
+    fn drop(&mut self) {
+        let mut s = self.0.state();
+        s.0 -= 1;
+        if s.0 == 0 {
+            let waiting = std::mem::take(&mut s.1);
+            drop(s);
+            for w in waiting {
+                let _ = w.send(());
+            }
+        }
+    }
 }
 
 impl Default for Configured {
     fn default() -> Self {
-        Configured { specs: Mutex::default(), auto: AtomicBool::new(true), allowed: Mutex::default() }
+        Configured {
+            specs: Mutex::default(),
+            auto: AtomicBool::new(true),
+            allowed: Mutex::default(),
+            examining: Arc::default(),
+        }
     }
 }
 
@@ -149,8 +198,17 @@ impl Registry {
         names
     }
 
-    /// Ends when all devices registered until now were looked at. Modules of today look while a device is registered.
-    pub async fn wait_for_examine(&self) {}
+    /// Ends when nobody is looking at a device any more that was registered before.
+    pub async fn wait_for_examine(&self) {
+        let Some(done) = self.configured.examining.wait() else { return };
+        let _ = done.await;
+    }
+
+    /// For an examiner that goes on looking after it returned: until this is dropped,
+    /// [`wait_for_examine`](Registry::wait_for_examine) waits.
+    pub fn examination(&self) -> Examination {
+        self.configured.examining.begin()
+    }
 
     /// Builds what was configured on top of `node`, and shows it to the examiners.
     pub(crate) fn examine(self: &Arc<Self>, node: &Arc<BdevNode>) {

@@ -9,11 +9,13 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use longshore_bdev::ec::arrays::{self, Arrays};
 use longshore_bdev::nvme::Controllers;
 use longshore_bdev::{CoreOptions, CoreState, Registry as Bdevs};
 use longshore_nvmf::Target;
 use longshore_reactor::CoreHandle;
 use longshore_tcp::TcpTransport;
+use serde_json::Value;
 
 use crate::config::{self, Subsystem};
 use crate::error::{INTERNAL_ERROR, INVALID_STATE, METHOD_NOT_FOUND, Reply, RpcError};
@@ -85,6 +87,10 @@ pub struct App {
     /// Remote controllers that are attached.
     pub controllers: Arc<Controllers>,
     pub(crate) attached: Attached,
+    /// Erasure-coded arrays.
+    pub(crate) arrays: Arc<Arrays>,
+    /// Those that were made by calls, as they were asked for.
+    pub(crate) arrays_made: Mutex<BTreeMap<String, Value>>,
     /// Devices made without a name so far.
     pub(crate) unnamed: AtomicU64,
     target: OnceLock<Arc<Target>>,
@@ -112,6 +118,8 @@ impl App {
             recipes: Recipes::default(),
             controllers: Controllers::new(parts.bdevs.clone(), parts.cores.clone()),
             attached: Attached::default(),
+            arrays: Arrays::install(&parts.bdevs, parts.cores.clone()),
+            arrays_made: Mutex::default(),
             unnamed: AtomicU64::new(0),
             target: OnceLock::new(),
             cores: parts.cores,
@@ -192,6 +200,10 @@ impl App {
         // Hosts first: what they have in flight may still need the controllers below.
         if let Some(target) = self.target.get() {
             target.shutdown().await;
+        }
+        // Arrays before their members: a member that goes first is one that failed.
+        for node in self.bdevs.list().iter().rev().filter(|node| arrays::array(node).is_some()) {
+            let _ = arrays::close(&self.bdevs, node).await;
         }
         self.controllers.detach_all().await;
         for node in self.bdevs.list().iter().rev() {

@@ -1,11 +1,13 @@
 //! Erasure-coded arrays: k data and m parity strips on k+m members, which survive the loss of any m of them together with any crash.
 //!
+//! * [`arrays`]: the arrays of a daemon, made by request or found on devices.
 //! * [`assemble`]: which of the members that were found may be believed. A pure decision.
 //! * [`check`]: verification of an array from its members, which changes nothing.
 //! * [`create`]: from base devices to members that can be started from.
 //! * [`layout`]: where everything is on a member, and which strip is whose. Pure arithmetic.
 //! * [`format`]: the structures on the members, byte for byte. Pure encoding and decoding; `docs/format-ec.md` describes them.
 
+pub mod arrays;
 pub mod assemble;
 pub mod check;
 mod clear;

@@ -10,7 +10,7 @@ use crate::app::{App, Local};
 use crate::config::Entry;
 use crate::error::{EINVAL, ENODEV, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
-use crate::methods::{bdev_layer, bdev_nvme, bdev_nvme_discovery, bdev_stat, options};
+use crate::methods::{bdev_ec, bdev_layer, bdev_nvme, bdev_nvme_discovery, bdev_stat, options};
 use crate::params;
 
 impl From<BdevError> for RpcError {
@@ -58,7 +58,7 @@ pub(super) fn declare(registry: &mut Registry) {
             app.bdevs.wait_for_examine().await;
             Ok(json!(true))
         })
-        .doc("Answers when every device has been examined. Here that is done before the call that made the device is answered."),
+        .doc("Answers when every device that there is has been examined, and absent members of arrays have come or were waited for long enough."),
     );
 }
 
@@ -158,6 +158,9 @@ fn describe(app: &App, node: &BdevNode) -> Value {
 /// Place of NVMe controllers among the modules of a dump: after null devices, before files.
 const NVME: u8 = 7;
 
+/// Place of erasure-coded arrays: after the devices that they are made of.
+const ARRAYS: u8 = 12;
+
 /// Everything about block devices, in the order in which a client expects it.
 pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
     Box::pin(async move {
@@ -177,6 +180,7 @@ pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
         modules.extend(bdev_nvme::dump_controllers(&app).into_iter().map(|entry| (NVME, entry)));
         modules.extend(bdev_nvme_discovery::dump(&app).into_iter().map(|entry| (NVME, entry)));
         modules.push((NVME, options::hotplug(&app)));
+        modules.extend(bdev_ec::dump(&app).into_iter().map(|entry| (ARRAYS, entry)));
         modules.sort_by_key(|(place, _)| *place);
         out.extend(modules.into_iter().map(|(_, entry)| entry));
         out.extend(bdev_stat::dump(&app));

@@ -3,6 +3,7 @@
 pub mod accel;
 pub mod bdev;
 pub mod bdev_create;
+pub mod bdev_ec;
 pub mod bdev_file;
 pub mod bdev_layer;
 pub mod bdev_nvme;
@@ -35,6 +36,7 @@ pub fn all() -> Registry {
     accel::declare(&mut registry);
     bdev::declare(&mut registry);
     bdev_create::declare(&mut registry);
+    bdev_ec::declare(&mut registry);
     bdev_file::declare(&mut registry);
     bdev_nvme::declare(&mut registry);
     bdev_nvme_discovery::declare(&mut registry);

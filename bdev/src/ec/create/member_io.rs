@@ -12,6 +12,8 @@ use longshore_reactor::Reactor;
 use crate::channel::Channel;
 use crate::core::CoreState;
 use crate::desc::BdevDesc;
+use crate::ec::format::{FormatError, Superblock};
+use crate::ec::layout::{Layout, SUPERBLOCK_BYTES};
 use crate::event::EventSink;
 use crate::io::IoFlags;
 use crate::node::ClaimKind;
@@ -37,6 +39,15 @@ impl MemberIo {
     pub(crate) fn open(registry: &Arc<Registry>, name: &str, sink: EventSink) -> Result<MemberIo, BdevError> {
         let desc = registry.open(name, true, sink)?;
         desc.claim(ClaimKind::ExclusiveWrite, MODULE)?;
+        MemberIo::of(desc)
+    }
+
+    /// Opens the device `name` for reading.
+    pub(crate) fn look(registry: &Arc<Registry>, name: &str) -> Result<MemberIo, BdevError> {
+        MemberIo::of(registry.open(name, false, Box::new(|_| {}))?)
+    }
+
+    fn of(desc: BdevDesc) -> Result<MemberIo, BdevError> {
         let channel = desc.channel()?;
         let block = u64::from(desc.node().geometry().block_size);
         Ok(MemberIo { desc, channel, block, reactor: CoreState::current().reactor().clone() })
@@ -96,6 +107,19 @@ impl MemberIo {
             out.extend_from_slice(&data.as_slice()[..n]);
         }
         Ok(out)
+    }
+
+    /// The superblock, if there is one; the outer error is one of reading.
+    pub(crate) async fn superblock(&self) -> Result<Result<Superblock, FormatError>, BdevError> {
+        let least = Layout::superblock_at(1) + SUPERBLOCK_BYTES;
+        if !SUPERBLOCK_BYTES.is_multiple_of(self.block) || self.bytes() < least {
+            return Ok(Err(FormatError::Short { want: least as usize, have: self.bytes() as usize }));
+        }
+        let mut copies = Vec::new();
+        for copy in 0..2 {
+            copies.push(self.read(Layout::superblock_at(copy), SUPERBLOCK_BYTES as usize).await?);
+        }
+        Ok(Superblock::select([&copies[0], &copies[1]]))
     }
 
     /// Writes `bytes` at `offset`; length and offset are multiples of the block. Durable after [`flush`](MemberIo::flush).

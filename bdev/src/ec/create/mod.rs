@@ -19,6 +19,7 @@ mod write;
 
 pub use config::Options;
 pub use member_io::MODULE;
+pub(super) use member_io::MemberIo;
 pub use signature::{HEAD_BYTES, TAIL_BYTES, recognise};
 pub use write::clear;
 
@@ -30,7 +31,6 @@ use super::layout::{Layout, SUPERBLOCK_BYTES};
 use crate::desc::BdevDesc;
 use crate::event::BdevEvent;
 use crate::registry::{BdevError, Registry};
-use member_io::MemberIo;
 
 /// Told, on any thread, of a member whose device goes away, by its slot.
 pub type Removed = Arc<dyn Fn(usize) + Send + Sync>;

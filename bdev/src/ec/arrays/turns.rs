@@ -1,0 +1,55 @@
+//! One at a time, in the order of asking.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use longshore_reactor::oneshot;
+
+/// Hands out turns.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    taken: bool,
+    waiting: VecDeque<oneshot::Sender<()>>,
+}
+
+/// A turn; it ends when this is dropped.
+pub(super) struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn.
+    pub(super) async fn take(&self) -> Turn<'_> {
+        let waiting = {
+            let mut s = self.state();
+            if std::mem::replace(&mut s.taken, true) {
+                let (tx, rx) = oneshot::channel();
+                s.waiting.push_back(tx);
+                Some(rx)
+            } else {
+                None
+            }
+        };
+        if let Some(waiting) = waiting {
+            let _ = waiting.await;
+        }
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut s = self.0.state();
+        while let Some(next) = s.waiting.pop_front() {
+            if !next.is_closed() && next.send(()).is_ok() {
+                return;
+            }
+        }
+        s.taken = false;
+    }
+}

@@ -1,0 +1,207 @@
+//! `bdev_ec_*`: erasure-coded arrays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_bdev::BdevNode;
+use longshore_bdev::ec::arrays::{ASSEMBLE_TIMEOUT, ArrayInfo, describe};
+use longshore_bdev::ec::create::Options;
+use longshore_bdev::ec::format::MemberState;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::config::Entry;
+use crate::error::{EEXIST, EINVAL, ENODEV, EPERM, Reply};
+use crate::method::{Method, Registry, When};
+use crate::methods::bdev::find;
+use crate::params;
+
+params! {
+    struct Create {
+        /// Name, 1 to 63 bytes.
+        name: String,
+        /// Data strips of a stripe, k: 1 to 32.
+        data_chunk_count: u32,
+        /// Parity strips of a stripe, m: 1 to 8; so many members may be lost.
+        parity_chunk_count: u32,
+        /// KiB of a strip: a power of two, 4 to 1024.
+        strip_size_kb: u32,
+        /// Names of the k+m devices.
+        base_bdevs: Vec<String>,
+        /// UUID; without it a random one.
+        uuid: Option<Uuid>,
+        /// Start an array that lost more than it can, with what is left: stale members are taken as they are, and **what they lack is lost**.
+        salvage_requested: bool = false,
+        /// Make the array even of devices that hold something else, which is **destroyed**.
+        force: bool = false,
+    }
+}
+
+params! {
+    struct Get {
+        /// Name of an array; without it all are listed.
+        name: Option<String>,
+    }
+}
+
+params! {
+    struct Delete {
+        /// Name of the array.
+        name: String,
+        /// Make the superblocks void: the devices hold no array any more.
+        clear_sb: bool = false,
+    }
+}
+
+params! {
+    struct SetOptions {
+        /// Seconds that absent members of an array are waited for, from the first member on, before it starts without them.
+        assemble_timeout_sec: u32 = ASSEMBLE_TIMEOUT.as_secs() as u32,
+    }
+}
+
+pub(super) fn declare(registry: &mut Registry) {
+    let example = json!({
+        "name": "Ec0", "data_chunk_count": 4, "parity_chunk_count": 2, "strip_size_kb": 64,
+        "base_bdevs": ["Nvme0n1", "Nvme1n1", "Nvme2n1", "Nvme3n1", "Nvme4n1", "Nvme5n1"],
+    });
+    registry.add(
+        Method::new("bdev_ec_create", When::Runtime, create)
+            .doc(
+                "Makes an erasure-coded array. Devices that hold this very array already are taken as they are, and nothing is written on \
+                 them; a device that holds anything else that is known (another array, a partition table, a file system...) is refused. The \
+                 largest block among the devices is the array's, and the smallest size is used of each.",
+            )
+            .changes()
+            .result("true")
+            .error(-ENODEV, "No such device")
+            .error(-EEXIST, "File exists")
+            .error(-EPERM, "Operation not permitted: a device is claimed")
+            .error(-EINVAL, "Invalid argument: `data` says which, or what a device holds")
+            .example(example, json!(true)),
+    );
+    registry.add(
+        Method::new("bdev_ec_get_bdevs", When::Runtime, get)
+            .doc(
+                "Erasure-coded arrays, their members and counters. Parity rotates, so that every member has the role `rotating`. Its state \
+                 is `normal`, `failed`, `replacing` or `empty`. `overhead_percent` is parity and metadata as a share of what the members \
+                 have together, what larger members have unused included.",
+            )
+            .result("array of {name, uuid, k, m, n, strip_size_kb, failed_count, offline, block_size, num_blocks, overhead_percent, stats{}, base_bdevs[]}")
+            .error(-ENODEV, "No such device"),
+    );
+    registry.add(
+        Method::new("bdev_ec_delete", When::Runtime, delete)
+            .doc(
+                "Stops an array, when nobody uses it any more. Its superblocks stay, and it comes back with its devices, unless `clear_sb` \
+                 is given.",
+            )
+            .changes()
+            .result("true")
+            .error(-ENODEV, "No such device, or one of another kind")
+            .example(json!({"name": "Ec0", "clear_sb": true}), json!(true)),
+    );
+    registry.add(
+        Method::new("bdev_ec_set_options", When::Any, |app, p: SetOptions| async move {
+            app.arrays.set_assemble_timeout(Duration::from_secs(p.assemble_timeout_sec.into()));
+            Ok(json!(true))
+        })
+        .doc("How arrays are found on devices. Saved.")
+        .changes()
+        .result("true")
+        .example(json!({"assemble_timeout_sec": 30}), json!(true)),
+    );
+}
+
+async fn create(app: Arc<App>, p: Create) -> Reply {
+    let made = json!({
+        "name": p.name, "data_chunk_count": p.data_chunk_count, "parity_chunk_count": p.parity_chunk_count,
+        "strip_size_kb": p.strip_size_kb, "base_bdevs": p.base_bdevs,
+    });
+    let o = Options {
+        name: p.name,
+        data_chunk_count: p.data_chunk_count,
+        parity_chunk_count: p.parity_chunk_count,
+        strip_size_kb: p.strip_size_kb,
+        base_bdevs: p.base_bdevs,
+        uuid: p.uuid,
+        salvage_requested: p.salvage_requested,
+        force: p.force,
+        ..Options::default()
+    };
+    let node = app.arrays.create(&app.bdevs, o).await?;
+    // What was forced or salvaged once is not to be again; the UUID makes sure that no other array is taken for this one.
+    let mut made = made;
+    made["uuid"] = node.uuid().to_string().into();
+    App::lock(&app.arrays_made).insert(node.name().to_owned(), made);
+    Ok(json!(true))
+}
+
+async fn delete(app: Arc<App>, p: Delete) -> Reply {
+    let name = app.bdevs.find(&p.name).map_or(p.name, |node| node.name().to_owned());
+    app.arrays.delete(&app.bdevs, &name, p.clear_sb).await?;
+    App::lock(&app.arrays_made).remove(&name);
+    Ok(json!(true))
+}
+
+async fn get(app: Arc<App>, p: Get) -> Reply {
+    let of = |node: &Arc<BdevNode>| Some(array(node, &describe(&app.bdevs, node)?));
+    match p.name {
+        Some(name) => match of(&find(&app, &name)?) {
+            Some(array) => Ok(json!([array])),
+            None => Err(longshore_bdev::BdevError::NotFound(name).into()),
+        },
+        None => Ok(app.bdevs.list().iter().filter_map(of).collect()),
+    }
+}
+
+fn state(state: MemberState) -> &'static str {
+    match state {
+        MemberState::InSync => "normal",
+        MemberState::Failed => "failed",
+        MemberState::Rebuilding => "replacing",
+        MemberState::Empty => "empty",
+    }
+}
+
+fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
+    let (l, s) = (&info.layout, &info.stats);
+    let failed = info.members.iter().filter(|m| m.state != MemberState::InSync).count();
+    let usable = node.num_blocks() * u64::from(l.block);
+    let smallest = l.member_bytes();
+    let raw: u64 = info.members.iter().map(|m| m.bytes.unwrap_or(smallest)).sum();
+    let bases = info.members.iter().enumerate().map(|(slot, m)| {
+        json!({
+            "name": m.name, "slot": slot, "role": "rotating", "state": state(m.state), "size": m.bytes,
+            "unused": m.bytes.map(|b| b.saturating_sub(smallest)),
+        })
+    });
+    json!({
+        "name": node.name(), "uuid": node.uuid().to_string(), "k": l.k, "m": l.m, "n": l.n(), "strip_size_kb": l.strip / 1024,
+        "failed_count": failed, "offline": info.offline, "block_size": l.block, "num_blocks": node.num_blocks(),
+        "overhead_percent": 100.0 * (1.0 - usable as f64 / raw.max(1) as f64),
+        "stats": {
+            "host_reads": s.host_reads, "host_writes": s.host_writes, "host_flushes": s.host_flushes,
+            "host_read_bytes": s.host_read_bytes, "host_written_bytes": s.host_written_bytes,
+            "member_reads": s.member_reads, "member_writes": s.member_writes, "journal_writes": s.journal_writes,
+            "member_flushes": s.member_flushes, "member_read_bytes": s.member_read_bytes,
+            "member_written_bytes": s.member_written_bytes, "journal_written_bytes": s.journal_written_bytes,
+            "metadata_writes": s.metadata_writes, "joined_writes": s.joined_writes,
+            "reconstruct_writes": s.reconstruct_writes, "healed_reads": s.healed_reads, "epochs": s.epochs,
+        },
+        "rmw_writes": s.read_modify_writes, "full_stripe_writes": s.full_stripe_writes,
+        "degraded_reads_reconstructed": s.reconstructed_reads, "degraded_read_eio": s.unrecovered_reads,
+        "base_bdevs": bases.collect::<Vec<_>>(),
+    })
+}
+
+/// The calls that make the arrays again, those that were made by calls.
+pub(super) fn dump(app: &App) -> Vec<Entry> {
+    let timeout = app.arrays.assemble_timeout();
+    // Said only if it was set: clients compare dumps.
+    let options = (timeout != ASSEMBLE_TIMEOUT)
+        .then(|| Entry::new("bdev_ec_set_options", json!({"assemble_timeout_sec": timeout.as_secs()})));
+    let made = App::lock(&app.arrays_made);
+    options.into_iter().chain(made.values().map(|made| Entry::new("bdev_ec_create", made.clone()))).collect()
+}

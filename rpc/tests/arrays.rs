@@ -1,0 +1,149 @@
+//! Erasure-coded arrays through the methods, on files.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use longshore_bdev::Registry;
+use longshore_reactor::{Options, Runtime};
+use longshore_rpc::app::{App, Parts};
+use longshore_rpc::config::{self, Config};
+use longshore_rpc::exec::block_on;
+use longshore_rpc::json::Json;
+use serde_json::{Value, json};
+
+/// Files that members are on.
+struct Disks(PathBuf);
+
+impl Disks {
+    fn new(name: &str, n: usize) -> Disks {
+        let dir = std::env::temp_dir().join(format!("longshore-arrays-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        for i in 0..n {
+            std::fs::File::create(dir.join(format!("disk{i}"))).unwrap().set_len(16 << 20).unwrap();
+        }
+        Disks(dir)
+    }
+
+    fn path(&self, i: usize) -> String {
+        self.0.join(format!("disk{i}")).display().to_string()
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Rig {
+    app: Arc<App>,
+    runtime: Option<Runtime>,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let runtime = Runtime::start(Options { pin: false, ..Options::default() }).expect("a reactor");
+        let app = App::new(Parts { cores: runtime.cores().to_vec(), bdevs: Registry::new(), ..Parts::default() });
+        Rig { app, runtime: Some(runtime) }
+    }
+
+    /// With a device per disk.
+    fn on(disks: &Disks, n: usize) -> Rig {
+        let rig = Rig::new();
+        block_on(rig.app.init()).unwrap();
+        for i in 0..n {
+            let file = json!({"name": format!("d{i}"), "filename": disks.path(i), "block_size": 512});
+            rig.call("bdev_uring_create", file).unwrap();
+        }
+        rig
+    }
+
+    fn call(&self, method: &str, params: Value) -> Result<Value, (i32, String)> {
+        let params = (!params.is_null()).then(|| Json::from_value(&params));
+        block_on(self.app.call(method, params.as_ref())).map_err(|e| (e.code, e.to_string()))
+    }
+
+    fn array(&self) -> Value {
+        self.call("bdev_ec_get_bdevs", json!({"name": "Ec0"})).unwrap()[0].clone()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        block_on(self.app.shutdown());
+        self.runtime.take().unwrap().stop();
+    }
+}
+
+fn create() -> Value {
+    json!({"name": "Ec0", "data_chunk_count": 2, "parity_chunk_count": 1, "strip_size_kb": 64, "base_bdevs": ["d0", "d1", "d2"]})
+}
+
+fn states(array: &Value) -> Vec<&str> {
+    array["base_bdevs"].as_array().unwrap().iter().map(|b| b["state"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn an_array_is_made_listed_claimed_and_deleted() {
+    let disks = Disks::new("made", 3);
+    let rig = Rig::on(&disks, 3);
+    assert_eq!(rig.call("bdev_ec_create", create()), Ok(json!(true)));
+    assert_eq!(rig.call("bdev_ec_create", create()), Ok(json!(true)), "the same again");
+    let a = rig.array();
+    assert_eq!((&a["k"], &a["m"], &a["n"], &a["strip_size_kb"]), (&json!(2), &json!(1), &json!(3), &json!(64)));
+    assert_eq!((&a["failed_count"], &a["offline"], states(&a)), (&json!(0), &json!(false), vec!["normal"; 3]));
+    let overhead = a["overhead_percent"].as_f64().unwrap();
+    assert!(overhead > 33.3 && overhead < 75.0, "{overhead}");
+    let bdev = &rig.call("bdev_get_bdevs", json!({"name": "Ec0"})).unwrap()[0];
+    assert_eq!((&bdev["product_name"], &bdev["uuid"]), (&json!("ErasureCode Volume"), &a["uuid"]));
+    assert_eq!(rig.call("bdev_get_bdevs", json!({"name": "d1"})).unwrap()[0]["claimed"], json!(true));
+    let (code, says) = rig.call("bdev_ec_delete", json!({"name": "d1"})).unwrap_err();
+    assert_eq!(code, -19, "{says}");
+    assert_eq!(rig.call("bdev_ec_delete", json!({"name": "Ec0", "clear_sb": true})), Ok(json!(true)));
+    assert_eq!(rig.call("bdev_ec_get_bdevs", Value::Null), Ok(json!([])));
+    assert_eq!(rig.call("bdev_get_bdevs", json!({"name": "d1"})).unwrap()[0]["claimed"], json!(false));
+}
+
+#[test]
+fn what_makes_no_array_is_refused_with_the_reason() {
+    let disks = Disks::new("refused", 3);
+    std::fs::write(disks.path(1), [&[0; 1080][..], b"\x53\xef", &[0; 1 << 20]].concat()).unwrap();
+    std::fs::File::options().write(true).open(disks.path(1)).unwrap().set_len(16 << 20).unwrap();
+    let rig = Rig::on(&disks, 3);
+    let with = |key: &str, value: Value| {
+        let mut params = create();
+        params[key] = value;
+        rig.call("bdev_ec_create", params)
+    };
+    let (code, says) = with("strip_size_kb", json!(65)).unwrap_err();
+    assert!(code == -22 && says.contains("strip_size_kb is 65: must be a power of two, 4 to 1024"), "{says}");
+    let (code, says) = with("base_bdevs", json!(["d0", "d1", "d9"])).unwrap_err();
+    assert!(code == -19 && says.contains("no bdev is named 'd9'"), "{says}");
+    let (code, says) = with("name", json!("Ec0")).unwrap_err();
+    assert!(code == -22 && says.contains("base bdev 'd1' holds an ext2 file system: force destroys it"), "{says}");
+    assert_eq!(with("force", json!(true)), Ok(json!(true)));
+}
+
+#[test]
+fn a_saved_configuration_finds_the_array_again_and_also_without_a_member() {
+    let disks = Disks::new("saved", 3);
+    let (uuid, saved) = {
+        let rig = Rig::on(&disks, 3);
+        rig.call("bdev_ec_set_options", json!({"assemble_timeout_sec": 1})).unwrap();
+        rig.call("bdev_ec_create", create()).unwrap();
+        (rig.array()["uuid"].clone(), block_on(config::dump(&rig.app)))
+    };
+    assert!(saved.contains("\"bdev_ec_create\"") && !saved.contains("force"), "{saved}");
+    {
+        let rig = Rig::new();
+        block_on(Config::parse(saved.as_bytes()).unwrap().apply(&rig.app, false)).unwrap();
+        let a = rig.array();
+        assert_eq!((&a["uuid"], states(&a)), (&uuid, vec!["normal"; 3]));
+        assert_eq!(block_on(config::dump(&rig.app)), saved);
+    }
+    std::fs::remove_file(disks.path(1)).unwrap();
+    let rig = Rig::new();
+    block_on(Config::parse(saved.as_bytes()).unwrap().apply(&rig.app, true)).unwrap();
+    let a = rig.array();
+    assert_eq!((&a["uuid"], &a["failed_count"], states(&a)), (&uuid, &json!(1), vec!["normal", "failed", "normal"]));
+}
