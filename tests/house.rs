@@ -56,6 +56,8 @@ const JSON_ROOMS: &[&str] = &["longshore-rpc", "longshore-perf", "longshore"];
 /// The modules that may contain `unsafe`, each with why.
 const UNSAFE: &[(&str, &str)] = &[
     ("accel/examples/erasure.rs", "calls of ISA-L, to compare with"),
+    ("accel/src/crypto/secret.rs", "memory that is kept from dumps and swap"),
+    ("accel/src/crypto/xts.rs", "calls to the AES of AWS-LC"),
     ("accel/src/erasure/kernels/avx2.rs", "vector instructions"),
     ("accel/src/erasure/kernels/gfni_avx2.rs", "vector instructions"),
     ("accel/src/erasure/kernels/gfni_avx512.rs", "vector instructions"),

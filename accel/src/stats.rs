@@ -1,0 +1,85 @@
+//! What was done, by operation: counted per core, summed when somebody asks.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::operation::Operation;
+
+/// What was done of one operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpStats {
+    /// Jobs that were done.
+    pub executed: u64,
+    /// Jobs that were refused or failed.
+    pub failed: u64,
+    /// Bytes of those that were done.
+    pub bytes: u64,
+}
+
+#[derive(Default)]
+struct Counter {
+    executed: AtomicU64,
+    failed: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// The counters of one core. Only that core writes to them.
+#[derive(Default)]
+pub(crate) struct Counters([Counter; Operation::COUNT]);
+
+/// One writer: no need for an atomic addition.
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Relaxed) + by, Relaxed);
+}
+
+impl Counters {
+    #[inline]
+    pub(crate) fn count(&self, op: Operation, bytes: usize) {
+        let c = &self.0[op as usize];
+        bump(&c.executed, 1);
+        bump(&c.bytes, bytes as u64);
+    }
+
+    pub(crate) fn fail(&self, op: Operation) {
+        bump(&self.0[op as usize].failed, 1);
+    }
+
+    fn add_to(&self, sum: &mut [OpStats; Operation::COUNT]) {
+        for (s, c) in sum.iter_mut().zip(&self.0) {
+            s.executed += c.executed.load(Relaxed);
+            s.failed += c.failed.load(Relaxed);
+            s.bytes += c.bytes.load(Relaxed);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    live: Vec<Arc<Counters>>,
+    gone: [OpStats; Operation::COUNT],
+}
+
+/// The counters of all cores, and the sum of those that are gone.
+#[derive(Default)]
+pub(crate) struct Stats(Mutex<Inner>);
+
+impl Stats {
+    pub(crate) fn open(&self) -> Arc<Counters> {
+        let counters = Arc::new(Counters::default());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).live.push(counters.clone());
+        counters
+    }
+
+    pub(crate) fn close(&self, counters: &Arc<Counters>) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.live.retain(|c| !Arc::ptr_eq(c, counters));
+        counters.add_to(&mut inner.gone);
+    }
+
+    pub(crate) fn sum(&self) -> [OpStats; Operation::COUNT] {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = inner.gone;
+        inner.live.iter().for_each(|c| c.add_to(&mut sum));
+        sum
+    }
+}
