@@ -440,13 +440,20 @@ impl Engine {
             if self.is_closing() || self.shared.is_offline() {
                 return;
             }
-            if self.journal.wants_round() && self.round().await.is_err() {
-                return;
+            // Only if something was done: who finds no slot asks again at once.
+            let mut changed = false;
+            if self.journal.wants_round() {
+                if self.round().await.is_err() {
+                    return;
+                }
+                changed = true;
             }
-            if self.journal.wants_mark() && self.is_starving() {
-                let _ = self.write_mark().await;
+            if self.journal.wants_mark() && (self.is_starving() || self.journal.is_wanted()) {
+                changed |= self.write_mark().await.is_ok();
             }
-            self.slots_changed();
+            if changed {
+                self.slots_changed();
+            }
         }
     }
 

@@ -130,7 +130,12 @@ impl Engine {
                 }
             }
         }
-        self.flush_ended();
+        if r.outstanding.get() > 1 {
+            return self.flush_ended();
+        }
+        // Nothing was sent. Not from here: whoever asked is in the middle of something.
+        let me = self.clone();
+        self.core.reactor().defer(move |_| me.flush_ended());
     }
 
     fn flush_ended(self: &Rc<Self>) {
@@ -141,6 +146,11 @@ impl Engine {
         }
         if !self.is_stable() {
             r.blocked.set(true);
+            if self.shared.is_offline() {
+                // It never becomes stable, and whoever joined this round since it went offline waits for it.
+                let me = self.clone();
+                self.core.reactor().defer(move |_| me.unblock_round());
+            }
             return;
         }
         self.end_round();

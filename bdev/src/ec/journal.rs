@@ -34,6 +34,7 @@ enum Stage {
 struct Entry {
     id: u64,
     slot: u32,
+    stripe: u64,
     stage: Stage,
 }
 
@@ -43,10 +44,12 @@ pub(super) struct Journal {
     /// Transactions from the oldest on that is not retired, by number.
     ring: RefCell<VecDeque<Entry>>,
     /// Retired, but not below `durable_tail`.
-    cooling: RefCell<VecDeque<(u64, u32)>>,
+    cooling: RefCell<VecDeque<Entry>>,
     next: Cell<u64>,
     /// The highest tail that is durable on all live members of some transaction, or in marks on all live members.
     durable_tail: Cell<u64>,
+    /// Somebody waits until a tail above this is durable.
+    void_until: Cell<u64>,
 }
 
 impl Journal {
@@ -57,6 +60,7 @@ impl Journal {
             cooling: RefCell::default(),
             next: Cell::new(1),
             durable_tail: Cell::new(0),
+            void_until: Cell::new(0),
         }
     }
 
@@ -70,12 +74,12 @@ impl Journal {
         self.free.borrow_mut().push(slot);
     }
 
-    /// Numbers a transaction whose records are about to be written to `slot`; returns its number and the tail.
-    pub(super) fn begin(&self, slot: u32) -> (u64, u64) {
+    /// Numbers a transaction of `stripe` whose records are about to be written to `slot`; returns its number and the tail.
+    pub(super) fn begin(&self, slot: u32, stripe: u64) -> (u64, u64) {
         let id = self.next.get();
         self.next.set(id + 1);
         let mut ring = self.ring.borrow_mut();
-        ring.push_back(Entry { id, slot, stage: Stage::Active });
+        ring.push_back(Entry { id, slot, stripe, stage: Stage::Active });
         (id, ring.front().map_or(id, |e| e.id))
     }
 
@@ -87,12 +91,8 @@ impl Journal {
         self.durable_tail.set(tail);
         let mut cooling = self.cooling.borrow_mut();
         let mut free = self.free.borrow_mut();
-        while let Some(&(id, slot)) = cooling.front() {
-            if id >= tail {
-                break;
-            }
-            cooling.pop_front();
-            free.push(slot);
+        while cooling.front().is_some_and(|e| e.id < tail) {
+            free.extend(cooling.pop_front().map(|e| e.slot));
         }
     }
 
@@ -125,13 +125,11 @@ impl Journal {
     fn settle(&self, ring: &mut VecDeque<Entry>) {
         let mut cooling = self.cooling.borrow_mut();
         let mut free = self.free.borrow_mut();
-        while let Some(Entry { id, slot, stage: Stage::Retired }) = ring.front() {
-            if *id < self.durable_tail.get() {
-                free.push(*slot);
-            } else {
-                cooling.push_back((*id, *slot));
+        while ring.front().is_some_and(|e| matches!(e.stage, Stage::Retired)) {
+            match ring.pop_front() {
+                Some(e) if e.id < self.durable_tail.get() => free.push(e.slot),
+                e => cooling.extend(e),
             }
-            ring.pop_front();
         }
     }
 
@@ -153,9 +151,24 @@ impl Journal {
         self.ring.borrow().iter().any(|e| matches!(e.stage, Stage::Done(_)))
     }
 
+    /// True if a recovery might still roll forward a transaction of one of these stripes. Then [`is_wanted`](Journal::is_wanted)
+    /// says that its records have to become void.
+    pub(super) fn may_redo(&self, stripes: &[u64]) -> bool {
+        let (ring, cooling) = (self.ring.borrow(), self.cooling.borrow());
+        let last = ring.iter().chain(cooling.iter()).filter(|e| stripes.contains(&e.stripe)).map(|e| e.id).max();
+        self.void_until.set(self.void_until.get().max(last.unwrap_or(0)));
+        last.is_some()
+    }
+
+    /// True if somebody waits for records to become void.
+    pub(super) fn is_wanted(&self) -> bool {
+        let until = self.void_until.get();
+        until != 0 && until >= self.durable_tail.get()
+    }
+
     /// True if slots would become free by a mark.
     pub(super) fn wants_mark(&self) -> bool {
-        self.cooling.borrow().front().is_some_and(|&(id, _)| id < self.tail())
+        self.cooling.borrow().front().is_some_and(|e| e.id < self.tail())
     }
 }
 
@@ -168,15 +181,16 @@ mod tests {
         let j = Journal::new(4);
         let (a, b, c) = (j.take().unwrap(), j.take().unwrap(), j.take().unwrap());
         assert!(j.take().is_none() && ![a, b, c].contains(&MARK));
-        assert_eq!((j.begin(a), j.begin(b)), ((1, 1), (2, 1)));
+        assert_eq!((j.begin(a, 7), j.begin(b, 8)), ((1, 1), (2, 1)));
         j.done(2, None);
         assert_eq!(j.tail(), 1);
         j.done(1, None);
         assert_eq!(j.tail(), 3);
         assert!(j.take().is_none(), "both are retired, but no record says so");
-        assert_eq!(j.begin(c), (3, 3));
-        assert!(j.take().is_none());
+        assert_eq!(j.begin(c, 7), (3, 3));
+        assert!(j.take().is_none() && j.may_redo(&[8]) && j.is_wanted() && !j.may_redo(&[9]));
         j.tail_is_durable(3);
+        assert!(!j.may_redo(&[8]) && !j.is_wanted() && j.may_redo(&[7]));
         assert!(j.take().is_some() && j.take().is_some() && j.take().is_none());
     }
 
@@ -185,7 +199,7 @@ mod tests {
         let j = Journal::new(4);
         for want in 1..=3 {
             let slot = j.take().unwrap();
-            assert_eq!(j.begin(slot), (want, 1));
+            assert_eq!(j.begin(slot, 0), (want, 1));
         }
         (1..=3).for_each(|id| j.done(id, Some(7)));
         assert!(!j.wants_mark() && j.wants_round());
@@ -204,12 +218,12 @@ mod tests {
         let j = Journal::new(8);
         let slots: Vec<_> = (0..3).map(|_| j.take().unwrap()).collect();
         for &s in &slots {
-            j.begin(s);
+            j.begin(s, 0);
         }
         j.done(2, None);
         j.done(3, None);
         let slot = j.take().unwrap();
-        assert_eq!(j.begin(slot), (4, 1));
+        assert_eq!(j.begin(slot, 0), (4, 1));
         assert!(!j.wants_mark());
     }
 }

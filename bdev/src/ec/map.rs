@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use longshore_nvme::wire::Status;
 
@@ -19,6 +20,9 @@ use super::layout::{Layout, PAGE_BITS};
 use super::shared::Shared;
 use super::signal::Signal;
 use crate::io::IoRef;
+
+/// How often a clear looks whether the records of its stripes are void.
+const RECORDS_LOOK: Duration = Duration::from_micros(100);
 
 #[derive(Default)]
 pub(super) struct Bits(Vec<u64>);
@@ -210,7 +214,10 @@ impl Engine {
 
     async fn commit(self: &Rc<Self>) -> Result<(), Offline> {
         let m = &self.map;
-        let fresh = std::mem::take(&mut *m.fresh_list.borrow_mut());
+        let mut fresh = std::mem::take(&mut *m.fresh_list.borrow_mut());
+        // A stripe that was cleared and written again is there twice.
+        fresh.sort_unstable();
+        fresh.dedup();
         for stripe in fresh {
             if !m.fresh.borrow().get(stripe) {
                 continue; // cleared since
@@ -254,6 +261,14 @@ impl Engine {
     async fn store_bits(self: &Rc<Self>, batch: &[u64], cleared: &[u64]) -> Result<(), Offline> {
         if !batch.is_empty() {
             self.round().await?;
+        }
+        // What is written to a cleared stripe next has no record: a recovery must not find older ones.
+        while self.journal.may_redo(cleared) {
+            if self.shared.is_offline() {
+                return Err(Offline);
+            }
+            self.want_slots();
+            self.core.reactor().sleep(RECORDS_LOOK).await;
         }
         faults::enter(Window::BitmapCommit);
         let mut pages: Vec<u32> = batch.iter().chain(cleared).map(|s| (s / PAGE_BITS) as u32).collect();

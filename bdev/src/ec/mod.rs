@@ -38,6 +38,8 @@ mod recover;
 mod remote;
 mod shared;
 mod signal;
+#[cfg(test)]
+mod simulated;
 mod start;
 mod stats;
 mod stripe;

@@ -187,13 +187,15 @@ impl<S: Stack> Runner<S> {
         let number = tally.lives;
         let said = |what: String| format!("life {number}: {what}");
         let members = self.world.members();
-        self.damaged.extend(&life.absent);
+        // All of them are needed to make the device.
+        let absent: &[usize] = if self.first { &[] } else { &life.absent };
+        self.damaged.extend(absent);
         for i in 0..members {
-            self.world.set_health(i, Health { gone: life.absent.contains(&i), slow: false });
+            self.world.set_health(i, Health { gone: absent.contains(&i), slow: false });
         }
         self.world.power_on();
         self.world.crash_in(life.crash_in);
-        let present: Vec<usize> = (0..members).filter(|i| !life.absent.contains(i)).collect();
+        let present: Vec<usize> = (0..members).filter(|i| !absent.contains(i)).collect();
         let place = Place {
             reactor: self.reactor.clone(),
             registry: Registry::new(),

@@ -268,7 +268,7 @@ impl Txn {
         if faults::is(Mutant::JournalOnTooFew) {
             takes_part &= takes_part - 1;
         }
-        (s.id, s.tail) = engine.journal.begin(slot);
+        (s.id, s.tail) = engine.journal.begin(slot, s.stripe);
         let mut participants = 0;
         masked(takes_part).for_each(|i| participants |= 1 << l.slot_of(s.stripe, i));
         let (block, at) = (l.block as usize, l.journal_at(slot));

@@ -1,0 +1,255 @@
+//! An array as the simulator starts it: what is found on the members decides, as it does in the daemon.
+
+use std::io;
+
+use longshore_reactor::sim::Random;
+use uuid::Uuid;
+
+use super::name;
+use crate::channel::Channel;
+use crate::desc::BdevDesc;
+use crate::ec::assemble::{Candidate, Decision, Rejection, Situation, decide};
+use crate::ec::check::{ReadAt, Scope, Verdict, check};
+use crate::ec::faults::{self, Mutant};
+use crate::ec::format::{
+    Features, MATRIX_CAUCHY, MemberEntry, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock,
+};
+use crate::ec::layout::{Layout, LayoutOptions, PAGE_BYTES, SUPERBLOCK_BYTES};
+use crate::ec::{Ec, Tuning, start};
+use crate::io::IoFlags;
+use crate::sim::{DEVICE, Image, Place, Shape, Stack, Windows, World, member_name};
+
+/// Data and parity strips.
+const GEOMETRIES: [(usize, usize); 8] = [(1, 1), (2, 1), (4, 2), (3, 2), (2, 2), (1, 2), (4, 1), (5, 3)];
+
+/// One array.
+pub(super) struct Array {
+    layout: Layout,
+    /// By slot: bytes of the member's block, and whether its cache is volatile.
+    members: Vec<(u32, bool)>,
+}
+
+impl Array {
+    /// The array of `seed`.
+    pub(super) fn of(seed: u64) -> Array {
+        let mut random = Random::new(seed ^ 0xa44a);
+        let (k, m) = GEOMETRIES[random.below(GEOMETRIES.len() as u64) as usize];
+        let strip = [4096, 4096, 8192][random.below(3) as usize];
+        let blocks = [[512, 512], [4096, 4096], [512, 4096]][random.below(3) as usize];
+        let caches = [[true, true], [true, true], [true, false], [false, false]][random.below(4) as usize];
+        let members: Vec<_> = (0..k + m).map(|i| (blocks[i % 2], caches[random.below(2) as usize & i])).collect();
+        let block = members.iter().map(|m| m.0).max().unwrap_or(512);
+        let o = LayoutOptions {
+            journal_slots: Some(4 + random.below(9) as u32),
+            alignment: Some(4096),
+            region_stripes: Some(1 << random.below(3)),
+        };
+        let mut layout = Layout::compute(k, m, strip, block, 16 << 20, &o).expect("a legal layout");
+        layout.stripes = 6 + random.below(20);
+        Array { layout, members }
+    }
+
+    fn head(&self) -> Superblock {
+        let member = |i| MemberEntry::in_sync(Uuid::from_u128(100 + i as u128));
+        Superblock {
+            features: Features::default(),
+            array: Uuid::from_u128(77),
+            name: "array".into(),
+            layout: self.layout,
+            matrix: MATRIX_CAUCHY,
+            stamp: Stamp { epoch: 1, nonce: 9 },
+            predecessor: Stamp::default(),
+            journal_session: 5,
+            wib_generation: 0,
+            created: 1,
+            slot: 0,
+            members: (0..self.layout.n()).map(member).collect(),
+        }
+    }
+
+    /// Makes the array: a superblock on every member.
+    async fn create(&self, place: &Place, members: &[Option<BdevDesc>]) -> Result<(), String> {
+        let head = self.head();
+        for (slot, desc) in members.iter().enumerate() {
+            let channel = channel(desc.as_ref().ok_or("a member is absent")?)?;
+            let mut buf = place.reactor.dma().alloc(SUPERBLOCK_BYTES as usize).ok_or("out of memory")?;
+            head.for_slot(slot).encode(buf.get_mut().ok_or("a buffer is shared")?);
+            let bs = u64::from(self.members[slot].0);
+            self.clear_bitmaps(place, &channel, bs).await?;
+            let lba = Layout::superblock_at(head.copy()) / bs;
+            let status = channel.write(lba, (SUPERBLOCK_BYTES / bs) as u32, buf, IoFlags::FUA).await.0;
+            if status.is_err() {
+                return Err(format!("a superblock cannot be written: {status}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the bitmaps of a new array to a member: nothing is set.
+    async fn clear_bitmaps(&self, place: &Place, channel: &Channel, bs: u64) -> Result<(), String> {
+        let l = &self.layout;
+        let maps = (0..l.map_pages()).map(|p| (PageKind::Map, p, l.map_page_at(p, 1)));
+        let wibs = (0..l.wib_pages()).map(|p| (PageKind::Wib, p, l.wib_page_at(p, 1)));
+        for (kind, page, at) in maps.chain(wibs) {
+            let mut buf = place.reactor.dma().alloc(PAGE_BYTES as usize).ok_or("out of memory")?;
+            let header = PageHeader { array: self.head().array, kind, index: page as u32, sequence: 1, generation: 0 };
+            header.encode(&[0; PAGE_BITS_BYTES], buf.get_mut().ok_or("a buffer is shared")?);
+            let status = channel.write(at / bs, (PAGE_BYTES / bs) as u32, buf, IoFlags::FUA).await.0;
+            if status.is_err() {
+                return Err(format!("a page cannot be written: {status}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The superblock of a member, if it has one.
+    async fn superblock(&self, place: &Place, slot: usize, desc: &BdevDesc) -> Option<Superblock> {
+        let channel = channel(desc).ok()?;
+        let bs = u64::from(self.members[slot].0);
+        let mut copies = Vec::new();
+        for copy in 0..2 {
+            let buf = place.reactor.dma().alloc(SUPERBLOCK_BYTES as usize)?;
+            let (status, buf) =
+                channel.read(Layout::superblock_at(copy) / bs, (SUPERBLOCK_BYTES / bs) as u32, buf).await;
+            copies.push(buf.filter(|_| status.is_ok()).map_or_else(Vec::new, |b| b.as_slice().to_vec()));
+        }
+        Superblock::select([&copies[0], &copies[1]]).ok()
+    }
+
+    async fn candidates(&self, place: &Place, members: &[Option<BdevDesc>]) -> Vec<Candidate> {
+        let mut found = Vec::new();
+        for (slot, desc) in members.iter().enumerate() {
+            let Some(desc) = desc else { continue };
+            if let Some(superblock) = self.superblock(place, slot, desc).await {
+                let (name, block) = (member_name(slot), self.members[slot].0);
+                found.push(Candidate { name, superblock, bytes: self.layout.member_bytes(), block });
+            }
+        }
+        found
+    }
+}
+
+fn channel(desc: &BdevDesc) -> Result<Channel, String> {
+    desc.channel().map_err(|e| e.to_string())
+}
+
+impl Stack for Array {
+    fn shape(&self) -> Shape {
+        let l = &self.layout;
+        Shape {
+            blocks: l.num_blocks(),
+            stripe: l.stripe_blocks(),
+            members: l.n(),
+            tolerates: l.m.min(l.n() - self.head().quorum()),
+            member_blocks: (l.member_bytes() / 512) as usize,
+            unmap_unit: l.stripe_blocks(),
+            start_requests: l.n() as u64 * (u64::from(l.journal_slots) + 16),
+        }
+    }
+
+    fn images(&self) -> Vec<Image> {
+        let image = |&(block, volatile)| {
+            Image::new(block as usize, (self.layout.member_bytes() / u64::from(block)) as usize, volatile)
+        };
+        self.members.iter().map(image).collect()
+    }
+
+    fn windows(&self) -> Windows {
+        || faults::open_windows().into_iter().map(name).collect()
+    }
+
+    async fn start(&self, place: &Place) -> Result<(), String> {
+        // What was open at the last crash nobody closed.
+        faults::close_windows();
+        let mut members: Vec<Option<BdevDesc>> = (0..self.layout.n()).map(|_| None).collect();
+        for &slot in &place.present {
+            let desc = place.registry.open(&member_name(slot), true, Box::new(|_| {})).map_err(|e| e.to_string())?;
+            members[slot] = Some(desc);
+        }
+        let mut found = self.candidates(place, &members).await;
+        if place.first && found.len() < self.layout.n() {
+            self.create(place, &members).await?;
+            found = self.candidates(place, &members).await;
+        }
+        let mut assembly = match decide(&found, Situation { waited: true, salvage: false }) {
+            Decision::Assemble(a) => a,
+            other => return Err(format!("{other:?}")),
+        };
+        if faults::is(Mutant::StaleMemberJoined) {
+            for (candidate, why) in std::mem::take(&mut assembly.rejected) {
+                let slot = found[candidate].superblock.slot;
+                if matches!(why, Rejection::Stale { .. }) {
+                    assembly.members[slot] = Some(candidate);
+                    assembly.head.members[slot] = MemberEntry::in_sync(assembly.head.members[slot].uuid);
+                }
+            }
+        }
+        for (slot, taken) in assembly.members.iter().enumerate() {
+            if taken.is_none() {
+                members[slot] = None;
+            }
+        }
+        let tuning = Tuning { nonce: Some(place.world.below(u64::MAX - 1) + 1), ..Tuning::default() };
+        start(&place.registry, DEVICE, assembly.head, members, tuning).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    async fn stop(&self, place: &Place) {
+        let Some(node) = place.registry.find(DEVICE) else { return };
+        let closed = node.device().as_any().downcast_ref::<Ec>().and_then(Ec::closed);
+        drop(node);
+        let _ = place.registry.unregister(DEVICE).await;
+        if let Some(closed) = closed {
+            let _ = closed.await;
+        }
+    }
+
+    fn inspect(&self, world: &World, sound: &[bool]) -> Result<(), String> {
+        let there: Vec<usize> = (0..sound.len()).filter(|&i| sound[i]).collect();
+        let devices: Vec<OnImage> =
+            there.iter().map(|&i| OnImage { world, index: i, block: self.members[i].0 }).collect();
+        let devices: Vec<&dyn ReadAt> = devices.iter().map(|d| d as &dyn ReadAt).collect();
+        let report = check(&devices, Scope::default());
+        match report.verdict {
+            Verdict::Sound | Verdict::Degraded => Ok(()),
+            _ => Err(format!("the check of members {there:?} says {:?}: {:?}", report.verdict, report.findings)),
+        }
+    }
+}
+
+/// A member at rest.
+struct OnImage<'a> {
+    world: &'a World,
+    index: usize,
+    block: u32,
+}
+
+impl ReadAt for OnImage<'_> {
+    fn name(&self) -> String {
+        member_name(self.index)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.world.image(self.index, |i| i.len() as u64) * u64::from(self.block)
+    }
+
+    fn block(&self) -> u32 {
+        self.block
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let bs = self.block as usize;
+        let (mut at, mut whole) = (offset as usize, vec![0; bs]);
+        let mut to = buf;
+        while !to.is_empty() {
+            let within = at % bs;
+            let n = to.len().min(bs - within);
+            if !self.world.image(self.index, |i| i.read(at / bs, &mut whole)) {
+                return Err(io::Error::other("a block cannot be read"));
+            }
+            to[..n].copy_from_slice(&whole[within..within + n]);
+            to = &mut to[n..];
+            at += n;
+        }
+        Ok(())
+    }
+}
