@@ -144,7 +144,7 @@ impl Engine {
         if r.outstanding.get() > 0 {
             return;
         }
-        if !self.is_stable() {
+        if !self.is_stable() && !faults::is(Mutant::AckBeforeEpoch) {
             r.blocked.set(true);
             if self.shared.is_offline() {
                 // It never becomes stable, and whoever joined this round since it went offline waits for it.

@@ -256,7 +256,7 @@ impl<S: Stack> Runner<S> {
             tally.requests += done.0;
             self.damaged.extend(done.2);
             done.1?;
-            if life.crash_in.is_none() { self.look(&channel, false).await } else { Ok(()) }
+            self.look(&channel, false).await
         };
         let ended = within(&place.reactor, all).await;
         drop(channel);
@@ -434,6 +434,10 @@ impl Worker {
             }
             Step::Slow(m, slow) => {
                 self.world.set_health(m, Health { slow, ..self.world.health(m) });
+                Ok(())
+            }
+            Step::Cut(n) => {
+                self.world.crash_in(Some(n));
                 Ok(())
             }
             Step::Settle => Ok(()),

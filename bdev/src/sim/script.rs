@@ -23,6 +23,8 @@ pub enum Step {
     Spoil(usize, usize),
     /// A member becomes slow, or normal again. Not a request.
     Slow(usize, bool),
+    /// Power fails after so many more requests to and answers of members. Not a request.
+    Cut(u64),
     /// All requests until now end before the next begins. Not a request.
     Settle,
 }
@@ -30,7 +32,7 @@ pub enum Step {
 impl Step {
     /// True if the step asks the device for something.
     pub fn is_request(&self) -> bool {
-        !matches!(self, Step::Lose(_) | Step::Spoil(..) | Step::Slow(..) | Step::Settle)
+        !matches!(self, Step::Lose(_) | Step::Spoil(..) | Step::Slow(..) | Step::Cut(_) | Step::Settle)
     }
 }
 
@@ -219,6 +221,11 @@ impl Author {
         if self.random.chance(150) {
             let place = at(&mut self.random);
             if let Some(m) = self.lose(false) {
+                if self.random.chance(500) {
+                    // What is done about the loss takes about so long.
+                    let soon = 1 + self.random.below(12 * self.shape.members as u64);
+                    life.steps.insert(place, Step::Cut(soon));
+                }
                 life.steps.insert(place, Step::Lose(m));
             }
         }

@@ -175,7 +175,11 @@ impl Stack for Array {
             Decision::Assemble(a) => a,
             other => return Err(format!("{other:?}")),
         };
-        if faults::is(Mutant::StaleMemberJoined) {
+        if faults::is(Mutant::EpochNotChecked) {
+            // Whichever is found first is believed.
+            assembly.head = found[0].superblock.clone();
+        }
+        if faults::is(Mutant::StaleMemberJoined) || faults::is(Mutant::EpochNotChecked) {
             for (candidate, why) in std::mem::take(&mut assembly.rejected) {
                 let slot = found[candidate].superblock.slot;
                 if matches!(why, Rejection::Stale { .. }) {

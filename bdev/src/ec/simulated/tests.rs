@@ -89,6 +89,11 @@ fn a_bit_that_comes_late_is_caught() {
 }
 
 #[test]
+fn an_epoch_that_is_not_checked_is_caught() {
+    caught(Mutant::EpochNotChecked);
+}
+
+#[test]
 fn a_stale_member_that_is_joined_is_caught() {
     caught(Mutant::StaleMemberJoined);
 }
