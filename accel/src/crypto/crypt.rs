@@ -78,7 +78,7 @@ impl Crypt {
 
     /// Decrypts the first `len` bytes of `pieces`, blocks from `lba` on, where they are. False if there is less.
     ///
-    /// A data unit that lies in several pieces costs two copies and a small allocation.
+    /// A data unit that lies in several pieces costs two copies; only one of more than eight costs an allocation too.
     pub fn decrypt_in_place<'a>(&self, lba: u64, pieces: impl IntoIterator<Item = &'a mut [u8]>, len: usize) -> bool {
         let mut pieces = pieces.into_iter();
         let mut piece: &mut [u8] = &mut [];
@@ -95,7 +95,8 @@ impl Crypt {
                 continue;
             }
             let mut aside = self.aside.borrow_mut();
-            let mut parts: Vec<&mut [u8]> = Vec::new();
+            let (mut parts, mut more): ([&mut [u8]; 8], Vec<&mut [u8]>) = Default::default();
+            let mut n_parts = 0;
             let mut filled = 0;
             while filled < self.unit {
                 if piece.is_empty() {
@@ -106,12 +107,16 @@ impl Crypt {
                 let n = piece.len().min(self.unit - filled);
                 let (now, rest) = piece.split_at_mut(n);
                 aside[filled..filled + n].copy_from_slice(now);
-                parts.push(now);
+                match parts.get_mut(n_parts) {
+                    Some(part) => *part = now,
+                    None => more.push(now),
+                }
+                n_parts += 1;
                 (piece, filled) = (rest, filled + n);
             }
             self.decrypt.decrypt_in_place(tweak, &mut aside);
             let mut from = 0;
-            for part in parts {
+            for part in parts.into_iter().chain(more) {
                 part.copy_from_slice(&aside[from..from + part.len()]);
                 from += part.len();
             }
