@@ -45,6 +45,7 @@ mod testing;
 mod tests;
 mod vbdev;
 
+pub mod crypto;
 pub mod delay;
 pub mod ec;
 pub mod error;

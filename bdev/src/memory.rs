@@ -3,7 +3,17 @@
 
 use longshore_reactor::DmaBuf;
 
-use crate::io::{IoRef, IoVec};
+use crate::io::{IoId, IoRef, IoVec};
+
+/// Buffer 0 of a request while another one stands in for it: see [`IoRef::set_aside`].
+pub(crate) struct SetAside {
+    of: IoId,
+    iov: *const IoVec,
+    iovcnt: u32,
+    inline: IoVec,
+    owned: bool,
+    owner: Option<DmaBuf>,
+}
 
 impl IoRef {
     /// Gives the request its buffer: it owns it until [`take_buf`](IoRef::take_buf) or release.
@@ -43,6 +53,47 @@ impl IoRef {
         let io = self.io_mut();
         io.inline[1].iov_len = 0;
         io.owners[1].take()
+    }
+
+    /// As [`set_buf`](IoRef::set_buf), described as pieces of these lengths. The vector is leaked.
+    #[cfg(test)]
+    pub(crate) fn set_buf_in_pieces(&mut self, buf: DmaBuf, lens: &[usize]) {
+        assert_eq!(lens.iter().sum::<usize>(), buf.len());
+        let mut at = buf.as_ptr();
+        let piece = |len: &usize| {
+            let piece = IoVec { iov_base: at.cast(), iov_len: *len };
+            at = at.wrapping_add(*len);
+            piece
+        };
+        let iov: &'static [IoVec] = lens.iter().map(piece).collect::<Vec<_>>().leak();
+        self.set_buf(buf);
+        let io = self.io_mut();
+        io.iov = iov.as_ptr();
+        io.iovcnt = iov.len() as u32;
+    }
+
+    /// Lets `buf` stand in for buffer 0, for the devices below, until [`restore`](IoRef::restore).
+    #[inline]
+    pub(crate) fn set_aside(&mut self, buf: DmaBuf) -> SetAside {
+        let of = self.id();
+        let io = self.io_mut();
+        let (iov, iovcnt, inline, owned) = (io.iov, io.iovcnt, io.inline[0], io.owned);
+        let owner = if owned { io.owners[0].take() } else { None };
+        self.set_buf(buf);
+        SetAside { of, iov, iovcnt, inline, owned, owner }
+    }
+
+    /// Ends what [`set_aside`](IoRef::set_aside) began on the same request: the buffer that stood in goes.
+    #[inline]
+    pub(crate) fn restore(&mut self, kept: SetAside) {
+        // What the vector points to lives as long as this use of the request.
+        assert_eq!(self.id(), kept.of, "memory of another request");
+        let io = self.io_mut();
+        io.iov = kept.iov;
+        io.iovcnt = kept.iovcnt;
+        io.inline[0] = kept.inline;
+        io.owners[0] = kept.owner;
+        io.owned = kept.owned;
     }
 
     /// The buffer that the request owns, if its memory is one.
