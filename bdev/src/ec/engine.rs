@@ -409,7 +409,7 @@ impl Engine {
                 Starved::Clear(c) => c.advance(),
                 Starved::Remote(a) => a.start(self),
             }
-            let fed = self.starved.borrow().len() == before;
+            let fed = self.starved.borrow().len() <= before;
             if !fed {
                 // It queued itself at the end: it keeps its place.
                 let mut q = self.starved.borrow_mut();

@@ -1,6 +1,7 @@
 //! Arrays on devices in memory, on a simulated reactor.
 
 mod basic;
+mod reads;
 
 use std::future::Future;
 use std::sync::Arc;
