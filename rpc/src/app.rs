@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use longshore_accel::Accel;
 use longshore_bdev::ec::arrays::{self, Arrays};
 use longshore_bdev::nvme::Controllers;
 use longshore_bdev::{CoreOptions, CoreState, Registry as Bdevs};
@@ -60,6 +61,8 @@ pub struct Parts {
     pub cores: Vec<CoreHandle>,
     /// The block devices.
     pub bdevs: Arc<Bdevs>,
+    /// Engines for what is computed, and the keys.
+    pub accel: Arc<Accel>,
     /// Runs when initialisation begins, with the options set by then.
     pub on_init: Option<InitHook>,
     /// Log levels of the process.
@@ -82,6 +85,8 @@ pub struct App {
     pub cores: Vec<CoreHandle>,
     /// The block devices.
     pub bdevs: Arc<Bdevs>,
+    /// Engines for what is computed, and the keys.
+    pub accel: Arc<Accel>,
     /// How they were made.
     pub recipes: Recipes,
     /// Remote controllers that are attached.
@@ -124,6 +129,7 @@ impl App {
             target: OnceLock::new(),
             cores: parts.cores,
             bdevs: parts.bdevs,
+            accel: parts.accel,
             log: parts.log,
             answers: Mutex::default(),
             phase: Mutex::new(Phase::Startup),
@@ -163,6 +169,7 @@ impl App {
     }
 
     async fn start(self: &Arc<App>) -> Result<(), String> {
+        self.accel.start();
         self.size_pools().await;
         let target = Target::start(self.cores.clone(), self.bdevs.clone()).await.map_err(|error| error.to_string())?;
         target.register_transport(TcpTransport::new(methods::sock::tcp_options(self)));

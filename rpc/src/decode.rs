@@ -133,6 +133,31 @@ impl Decode for Uuid {
     }
 }
 
+/// Text that nobody is to see: wiped when it is dropped, never dumped, and no error repeats it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(pub zeroize::Zeroizing<String>);
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText")
+    }
+}
+
+impl Decode for SecretText {
+    fn type_name() -> Cow<'static, str> {
+        "string".into()
+    }
+    fn decode(json: &Json) -> Result<SecretText, Bad> {
+        match json {
+            Json::String(s) => Ok(SecretText(s.clone().into())),
+            other => Err(Bad::invalid(format!("expected a string, found {}", other.kind()))),
+        }
+    }
+    fn encode(&self) -> Option<Value> {
+        None
+    }
+}
+
 /// Any value, kept as it is.
 impl Decode for Json {
     fn type_name() -> Cow<'static, str> {

@@ -39,6 +39,9 @@ impl Refusal {
     pub const PARAMS_OBJECT: Refusal = Refusal { code: INVALID_PARAMS, message: "spdk_json_decode_object failed" };
     /// accel and raid.
     pub const PARSE_OBJECT: Refusal = Refusal { code: PARSE_ERROR, message: "spdk_json_decode_object failed" };
+    /// `bdev_crypto_create`.
+    pub const CRYPTO: Refusal =
+        Refusal { code: PARSE_ERROR, message: "Failed to decode crypto disk create parameters." };
     /// notify, hot plug, controller reset.
     pub const ARGUMENT: Refusal = Refusal { code: INVALID_PARAMS, message: "Invalid argument" };
     /// `framework_get_config`.

@@ -53,8 +53,9 @@ struct Out {
 pub(super) fn open(reactor: &Reactor, node: &Arc<BdevNode>, device: &Crypto) -> Result<Box<dyn IoChannel>, BdevError> {
     let g = device.geometry();
     let block_size = g.block_size as usize;
-    let engines = device.options.accel.channel();
-    let crypt = engines.crypt(&device.options.key, block_size);
+    let key = device.key().ok_or_else(|| BdevError::NotFound(node.name().to_owned()))?;
+    let engines = device.accel.channel();
+    let crypt = engines.crypt(&key, block_size);
     let crypt = crypt.map_err(|e| BdevError::Invalid(format!("bdev '{}': {e}", node.name())))?;
     let largest = g.max_io_blocks as usize * block_size;
     let reserve = reactor.dma().reserve(largest).ok_or_else(|| {

@@ -11,8 +11,8 @@
 mod channel;
 
 use std::any::Any;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_accel::Accel;
 use longshore_accel::crypto::Key;
@@ -100,7 +100,13 @@ impl Vbdev for Options {
             crypt.map_err(|e| BdevError::Invalid(format!("bdev '{}': {e}", self.base)))?;
         }
         Base::build(registry, &self.base, MODULE, &self.name, self.uuid, |base| {
-            Arc::new(Crypto { base, options: self.clone(), waits: Arc::default() })
+            Arc::new(Crypto {
+                base,
+                accel: self.accel.clone(),
+                key_name: self.key.name().to_owned(),
+                key: Mutex::new(Some(self.key.clone())),
+                waits: Arc::default(),
+            })
         })
     }
 
@@ -112,7 +118,10 @@ impl Vbdev for Options {
 /// A device whose data is encrypted on the one below.
 pub struct Crypto {
     base: Base,
-    options: Options,
+    accel: Arc<Accel>,
+    key_name: String,
+    /// Given up with the base, so that it can be destroyed when the device is deleted.
+    key: Mutex<Option<Arc<Key>>>,
     /// Writes that waited for memory.
     waits: Arc<AtomicU64>,
 }
@@ -125,7 +134,12 @@ impl Crypto {
 
     /// Name of the key.
     pub fn key_name(&self) -> &str {
-        self.options.key.name()
+        &self.key_name
+    }
+
+    /// The key, while there is a base.
+    fn key(&self) -> Option<Arc<Key>> {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes that waited for memory to be encrypted into, since the device was built.
@@ -153,6 +167,11 @@ impl Bdev for Crypto {
 
     fn base(&self) -> Option<&Base> {
         Some(&self.base)
+    }
+
+    fn destruct(&self) {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.base.close();
     }
 
     fn open_channel(&self, reactor: &Reactor, node: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {

@@ -1,32 +1,25 @@
-//! `accel_*`: what computes. There is one module, software, until engines are built.
+//! `accel_*`: what computes, and which engine does what.
 
-use serde_json::{Value, json};
+use std::sync::Arc;
 
+use longshore_accel::{Capability, Operation};
+use serde_json::{Map, Value, json};
+
+use crate::app::{App, Local};
+use crate::config::Entry;
+use crate::error::{INVALID_PARAMS, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
+use crate::methods::{accel_keys, options};
+use crate::params;
 
-/// Operations that clients know.
-const OPERATIONS: [&str; 17] = [
-    "copy",
-    "fill",
-    "dualcast",
-    "compare",
-    "crc32c",
-    "copy_crc32c",
-    "compress",
-    "decompress",
-    "encrypt",
-    "decrypt",
-    "xor",
-    "dif_verify",
-    "dif_verify_copy",
-    "dif_generate",
-    "dif_generate_copy",
-    "dix_generate",
-    "dix_verify",
-];
-
-/// Those that are built: the processor does them where they are needed.
-const BUILT: [&str; 4] = ["copy", "fill", "compare", "crc32c"];
+params! {
+    struct Assign {
+        /// Operation.
+        opname: String,
+        /// Module that does it from the start on.
+        module: String,
+    }
+}
 
 pub(super) fn declare(registry: &mut Registry) {
     registry.add(
@@ -35,11 +28,22 @@ pub(super) fn declare(registry: &mut Registry) {
             .refusal(Refusal::PARSE_OBJECT),
     );
     registry.add(
+        Method::new("accel_assign_opc", When::Startup, assign)
+            .refusal(Refusal::PARSE_OBJECT)
+            .changes()
+            .doc("Assigns an operation to a module. Without it, each belongs to the last module that does it.")
+            .error(INVALID_PARAMS, "error assigning opcode: `data` says why")
+            .example(json!({"opname": "crc32c", "module": "software"}), json!(true)),
+    );
+    registry.add(
         Method::bare(
             "accel_get_opc_assignments",
             When::Runtime,
             "accel_get_opc_assignments requires no parameters",
-            |_| async { Ok(OPERATIONS.iter().map(|operation| (operation.to_string(), json!("software"))).collect()) },
+            |app| async move {
+                let all = Operation::ALL.iter();
+                Ok(all.map(|op| (op.name().to_string(), json!(app.accel.engine(*op).name()))).collect())
+            },
         )
         .doc("The module that each operation is assigned to; `accel_get_module_info` says which it can do.")
         .result("object: operation to module"),
@@ -49,21 +53,93 @@ pub(super) fn declare(registry: &mut Registry) {
             "accel_get_module_info",
             When::Runtime,
             "accel_get_module_info requires no parameters",
-            |_| async { Ok(json!([{"module": "software", "supported ops": BUILT}])) },
+            |app| async move {
+                let engines = app.accel.engines().iter();
+                let shown = engines.map(|engine| {
+                    let all = engine.capabilities();
+                    let names: Vec<_> = all.iter().map(|c| c.operation.name()).collect();
+                    json!({"module": engine.name(), "supported ops": names})
+                });
+                Ok(shown.collect())
+            },
         )
         .doc("The modules and what they can do.")
         .result("array of {module, supported ops[]}"),
     );
     registry.add(
-        Method::bare("accel_get_stats", When::Runtime, "accel_get_stats requires no parameters", |_| async {
-            let keys = ["sequence_executed", "sequence_failed", "sequence_outstanding", "task_outstanding"];
-            let retries = ["retry_task", "retry_sequence", "retry_iobuf", "retry_bufdesc"];
-            let zeroes = keys.iter().chain(&retries).map(|key| (key.to_string(), json!(0)));
-            let mut stats: serde_json::Map<String, Value> = zeroes.collect();
-            stats.insert("operations".into(), json!([]));
-            Ok(Value::Object(stats))
-        })
-        .doc("What the modules did. Nothing goes through them yet.")
-        .result("{sequence_executed, sequence_failed, sequence_outstanding, task_outstanding, operations[], retry_*}"),
+        Method::bare(
+            "accel_get_capabilities",
+            When::Runtime,
+            "accel_get_capabilities requires no parameters",
+            |app| async move {
+                let engines = app.accel.engines().iter();
+                let shown = engines.map(|engine| {
+                    let operations: Vec<_> = engine.capabilities().iter().map(capability).collect();
+                    json!({"module": engine.name(), "operations": operations})
+                });
+                Ok(shown.collect())
+            },
+        )
+        .doc(
+            "What each module does, with which algorithms and limits, and whether a device does it. What is not listed, the module cannot do: \
+             one that decompresses but does not compress lists the former only.",
+        )
+        .result("array of {module, operations[]: {operation, algorithms[], limits{}, hardware, implementation}}"),
     );
+    registry.add(
+        Method::bare("accel_get_stats", When::Runtime, "accel_get_stats requires no parameters", |app| async move {
+            Ok(stats(&app))
+        })
+        .doc("What the modules did, of each operation that was done. There are no sequences: those counters are 0.")
+        .result(
+            "{sequence_executed, sequence_failed, sequence_outstanding, task_outstanding, \
+             operations[]: {opcode, module_name, executed, failed, num_bytes}, retry_*}",
+        ),
+    );
+}
+
+async fn assign(app: Arc<App>, p: Assign) -> Reply {
+    let refused = |why: String| RpcError::new(INVALID_PARAMS, "error assigning opcode").because(why);
+    let op = Operation::by_name(&p.opname).ok_or_else(|| refused(format!("there is no operation '{}'", p.opname)))?;
+    app.accel.assign(op, &p.module).map_err(|e| refused(e.to_string()))?;
+    Ok(json!(true))
+}
+
+fn capability(c: &Capability) -> Value {
+    let limits: Map<String, Value> = c.limits.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
+    json!({
+        "operation": c.operation.name(), "algorithms": c.algorithms, "limits": limits, "hardware": c.hardware,
+        "implementation": c.implementation,
+    })
+}
+
+fn stats(app: &App) -> Value {
+    let keys = ["sequence_executed", "sequence_failed", "sequence_outstanding", "task_outstanding"];
+    let mut out: Map<String, Value> = keys.iter().map(|key| (key.to_string(), json!(0))).collect();
+    let all = app.accel.stats();
+    let done = Operation::ALL.iter().zip(&all).filter(|(_, s)| s.executed + s.failed > 0);
+    let shown = done.map(|(op, s)| {
+        json!({
+            "opcode": op.name(), "module_name": app.accel.engine(*op).name(), "executed": s.executed, "failed": s.failed,
+            "num_bytes": s.bytes,
+        })
+    });
+    out.insert("operations".into(), shown.collect());
+    let retries = ["retry_task", "retry_sequence", "retry_iobuf", "retry_bufdesc"];
+    out.extend(retries.iter().map(|key| (key.to_string(), json!(0))));
+    Value::Object(out)
+}
+
+/// The calls that bring it into its present state. Keys that came without a file are not among them.
+pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
+    Box::pin(async move {
+        let mut out = vec![options::accel(&app)];
+        let assigned = app.accel.assigned();
+        let assign = |(op, module): &(Operation, &str)| {
+            Entry::new("accel_assign_opc", json!({"opname": op.name(), "module": module}))
+        };
+        out.extend(assigned.iter().map(assign));
+        out.extend(accel_keys::dump(&app));
+        out
+    })
 }

@@ -16,6 +16,7 @@ use crate::config::Entry;
 use crate::error::{EEXIST, EINVAL, ENODEV, EPERM, INVALID_PARAMS, INVALID_REQUEST, Reply, RpcError};
 use crate::method::{Method, Refusal, Registry, When};
 use crate::methods::bdev::find;
+use crate::methods::bdev_crypto;
 use crate::{choices, params};
 
 params! {
@@ -325,6 +326,9 @@ pub(super) fn driver_specific(node: &BdevNode) -> Option<Value> {
             "unflushed_bytes": layer.unflushed_bytes(),
         }}));
     }
+    if let Some(shown) = bdev_crypto::driver_specific(node) {
+        return Some(shown);
+    }
     let layer = device.downcast_ref::<ErrorDev>()?;
     Some(json!({"error_disk": {"name": node.name(), "base_bdev": layer.base_name()}}))
 }
@@ -358,6 +362,9 @@ fn dump_one(app: &App, spec: &dyn Vbdev) -> Option<(u8, Entry)> {
             "name": o.name, "base_bdev_name": o.base, "uuid": uuid(o.uuid), "seed": o.seed, "cache_size_mb": o.cache_bytes >> 20,
         }));
         return Some((2, Entry::new("bdev_volatile_create", params)));
+    }
+    if let Some(entry) = bdev_crypto::dump(spec, uuid) {
+        return Some((3, entry));
     }
     let o = spec.as_any().downcast_ref::<passthru::Options>()?;
     let params = clean(json!({"base_bdev_name": o.base, "name": o.name, "uuid": uuid(o.uuid)}));

@@ -1,8 +1,10 @@
 //! The methods, a file per subsystem.
 
 pub mod accel;
+pub mod accel_keys;
 pub mod bdev;
 pub mod bdev_create;
+pub mod bdev_crypto;
 pub mod bdev_ec;
 pub mod bdev_file;
 pub mod bdev_layer;
@@ -34,8 +36,10 @@ pub fn all() -> Registry {
     sock::declare(&mut registry);
     thread::declare(&mut registry);
     accel::declare(&mut registry);
+    accel_keys::declare(&mut registry);
     bdev::declare(&mut registry);
     bdev_create::declare(&mut registry);
+    bdev_crypto::declare(&mut registry);
     bdev_ec::declare(&mut registry);
     bdev_file::declare(&mut registry);
     bdev_nvme::declare(&mut registry);
@@ -56,7 +60,7 @@ pub fn subsystems() -> Vec<Subsystem> {
         Subsystem { name: "iobuf", depends_on: none, dump: options::dump_iobuf },
         Subsystem { name: "keyring", depends_on: none, dump: |_| Box::pin(async { Vec::new() }) },
         Subsystem { name: "fsdev", depends_on: none, dump: options::dump_fsdev },
-        Subsystem { name: "accel", depends_on: &["iobuf"], dump: options::dump_accel },
+        Subsystem { name: "accel", depends_on: &["iobuf"], dump: accel::dump },
         Subsystem { name: "bdev", depends_on: &["accel", "keyring", "sock", "iobuf"], dump: bdev::dump },
         Subsystem { name: "nvmf", depends_on: &["bdev", "keyring", "sock", "accel", "iobuf"], dump: nvmf::dump },
         Subsystem { name: "iscsi", depends_on: &["sock", "bdev"], dump: options::dump_iscsi },

@@ -455,8 +455,8 @@ pub(super) fn dump_iobuf(app: Arc<App>) -> Local<Vec<Entry>> {
     Box::pin(async move { vec![dumped("iobuf_set_options", &app.options.iobuf)] })
 }
 
-pub(super) fn dump_accel(app: Arc<App>) -> Local<Vec<Entry>> {
-    Box::pin(async move { vec![dumped("accel_set_options", &app.options.accel)] })
+pub(super) fn accel(app: &App) -> Entry {
+    dumped("accel_set_options", &app.options.accel)
 }
 
 pub(super) fn dump_fsdev(app: Arc<App>) -> Local<Vec<Entry>> {
