@@ -525,6 +525,11 @@ impl Channel {
         !shaped && self.0.module().lends()
     }
 
+    /// True if a read may ask for other reconstructions: see [`read_alternate`](Channel::read_alternate).
+    pub fn offers_alternates(&self) -> bool {
+        self.0.module().offers_alternates()
+    }
+
     /// True if a request of this kind can be done, natively or by emulation.
     pub fn supports(&self, op: Op) -> bool {
         self.0.node.supports(op)

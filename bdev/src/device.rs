@@ -203,6 +203,13 @@ pub trait IoChannel {
         self.forwards().is_some_and(Channel::lends)
     }
 
+    /// True if reads may ask for other reconstructions: see [`Channel::read_alternate`]. A layer that passes these requests on
+    /// unchanged, flags and all, says what the lower channel says; by default only one that [forwards](IoChannel::forwards) does.
+    /// Constant for a channel.
+    fn offers_alternates(&self) -> bool {
+        self.forwards().is_some_and(Channel::offers_alternates)
+    }
+
     /// A request that this channel passed to a lower one comes back with `io.status()`. End it with [`IoRef::complete`], or
     /// keep it and do so later, or call [`IoRef::hook_again`] and submit it below once more.
     fn completed(&self, io: IoRef) {

@@ -127,6 +127,41 @@ impl Channel {
         self.plain(Op::Write, flags, lba, nblocks, Some(buf))
     }
 
+    /// Reads another reconstruction of what `lba` holds, for a layer that has checksums and found that what it read is wrong. Attempt
+    /// 0, 1, 2... each distrusts another set of the device's members, small sets first.
+    ///
+    /// Ends with [`NO_ALTERNATE`](crate::NO_ALTERNATE) when there are no more, and with an error of the medium when this one cannot be had and others may.
+    /// With `INVALID_OPCODE` if the channel does not [offer](Channel::offers_alternates) it, and with `INVALID_FIELD` if the range
+    /// crosses a multiple of the device's optimal I/O boundary: then it must be asked for in parts.
+    pub fn read_alternate(&self, lba: u64, nblocks: u32, buf: DmaBuf, attempt: u32) -> IoFuture {
+        self.of_alternate(Op::Read, IoFlags::ALTERNATE, lba, nblocks, buf, attempt)
+    }
+
+    /// Says that attempt `attempt` at this very range, which ended with `buf`, is right: what the device holds instead is rewritten.
+    ///
+    /// Ends with [`NO_ALTERNATE`](crate::NO_ALTERNATE) if the range's surroundings were written to since, or it was long ago: then it is to be read once more. With
+    /// `COMPARE_FAILURE` if `buf` is not what the attempt gives. Otherwise as [`read_alternate`](Channel::read_alternate).
+    pub fn heal_alternate(&self, lba: u64, nblocks: u32, buf: DmaBuf, attempt: u32) -> IoFuture {
+        self.of_alternate(Op::Write, IoFlags::HEAL, lba, nblocks, buf, attempt)
+    }
+
+    fn of_alternate(&self, op: Op, flags: IoFlags, lba: u64, nblocks: u32, buf: DmaBuf, attempt: u32) -> IoFuture {
+        let boundary = u64::from(self.inner().geometry().optimal_io_boundary);
+        let last = lba.saturating_add(u64::from(nblocks).saturating_sub(1));
+        if !self.offers_alternates() {
+            return self.refused(Status::INVALID_OPCODE, buf);
+        }
+        if nblocks == 0 || boundary != 0 && lba / boundary != last / boundary {
+            return self.refused(Status::INVALID_FIELD, buf);
+        }
+        self.start(Request { op, flags, lba, nblocks, aux: u64::from(attempt), buf: Some(buf), buf1: None })
+    }
+
+    fn refused(&self, status: Status, buf: DmaBuf) -> IoFuture {
+        let slot = Slot { request: None, outcome: Some((status, Some(buf))), waker: None };
+        IoFuture(Rc::new(Shared { channel: self.clone(), slot: RefCell::new(slot) }))
+    }
+
     /// Compares `nblocks` at `lba` with `buf`.
     pub fn compare(&self, lba: u64, nblocks: u32, buf: DmaBuf) -> IoFuture {
         self.plain(Op::Compare, IoFlags::NONE, lba, nblocks, Some(buf))

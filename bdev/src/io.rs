@@ -88,6 +88,12 @@ impl IoFlags {
     /// Said of a compare-and-write by the block layer: its write may have begun. If it fails, and not for its comparison, what its
     /// range holds is unknown, and to submit it again might compare with its own data.
     pub const WRITE_BEGUN: IoFlags = IoFlags(32);
+    /// A read of another reconstruction of what it names: the attempt is in place of a copy's source. Only for channels that
+    /// [offer](crate::Channel::offers_alternates) that; see [`Channel::read_alternate`](crate::Channel::read_alternate).
+    pub const ALTERNATE: IoFlags = IoFlags(64);
+    /// A write that says of an alternate read's outcome that it is right; see
+    /// [`Channel::heal_alternate`](crate::Channel::heal_alternate).
+    pub const HEAL: IoFlags = IoFlags(128);
 
     /// True if every bit of `other` is set.
     pub const fn has(self, other: IoFlags) -> bool {
@@ -102,6 +108,10 @@ impl IoFlags {
 
 /// How a read ends that came to be lent the device's memory ([`IoFlags::LEND`]) and was not. No host sees it.
 pub const NOT_LENT: Status = Status::new(7, 0xff);
+
+/// How an alternate read ends when there is no such reconstruction ([`IoFlags::ALTERNATE`]), and a heal when what it names does not
+/// stand any more ([`IoFlags::HEAL`]). No host sees it.
+pub const NO_ALTERNATE: Status = Status::new(7, 0xfe);
 
 /// A piece of memory, laid out as `struct iovec`.
 pub type IoVec = libc::iovec;

@@ -65,7 +65,7 @@ pub use device::{Bdev, Geometry, IoChannel, Layer, SupportedOps};
 pub use event::{BdevEvent, EventSink, Notification, NotificationLog};
 pub use frame::{MAX_FRAMES, Submitter};
 pub use future::{Data, IoFuture};
-pub use io::{Io, IoFlags, IoId, IoRef, IoVec, NOT_LENT, Op};
+pub use io::{Io, IoFlags, IoId, IoRef, IoVec, NO_ALTERNATE, NOT_LENT, Op};
 pub use longshore_nvme::wire::Status;
 pub use monitor::{HistogramSum, QueueDepth};
 pub use node::{BdevNode, Claim, ClaimKind};

@@ -12,12 +12,13 @@ use longshore_reactor::{Reactor, oneshot};
 use super::engine::Engine;
 use super::format::MemberState;
 use super::remote::Remote;
+use super::scrub::{self, ScrubOptions, ScrubProgress};
 use super::shared::Shared;
 use super::start::engine_here;
 use super::stats::EcStats;
 use crate::channel::Channel;
 use crate::device::{Bdev, Geometry, IoChannel, Layer, SupportedOps};
-use crate::io::{IoId, IoRef, Op};
+use crate::io::{IoFlags, IoId, IoRef, Op};
 use crate::node::BdevNode;
 use crate::registry::BdevError;
 
@@ -91,6 +92,24 @@ impl Ec {
                 e.fail_member(slot, why);
             }
         });
+    }
+
+    /// Begins to check the parity of every stripe that holds data.
+    ///
+    /// # Errors
+    /// The array is offline, or is being scrubbed already.
+    pub fn start_scrub(&self, options: ScrubOptions) -> Result<(), BdevError> {
+        scrub::start(&self.shared, options)
+    }
+
+    /// Ends the scrub after the stripe it is at. False: there is none under way.
+    pub fn stop_scrub(&self) -> bool {
+        self.shared.scrub.stop()
+    }
+
+    /// How far the scrub is, or how the last one ended.
+    pub fn scrub_progress(&self) -> ScrubProgress {
+        self.shared.scrub.progress()
     }
 
     /// Ends, after the array was unregistered, when its members are closed. For one caller.
@@ -205,7 +224,7 @@ impl EcChannel {
 
 impl IoChannel for EcChannel {
     fn submit(&self, io: IoRef) {
-        if io.op() == Op::Read {
+        if io.op() == Op::Read && !io.flags().has(IoFlags::ALTERNATE) {
             if let Err(io) = self.read_direct(io) {
                 self.shared.counters.host_reads.add(1);
                 self.shared.counters.host_read_bytes.add(u64::from(io.nblocks()) * u64::from(self.shared.layout.block));
@@ -217,6 +236,10 @@ impl IoChannel for EcChannel {
     }
 
     fn hooks_completion(&self) -> bool {
+        true
+    }
+
+    fn offers_alternates(&self) -> bool {
         true
     }
 

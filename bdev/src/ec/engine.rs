@@ -13,6 +13,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::{DmaBuf, Timer};
 use uuid::Uuid;
 
+use super::alternate::Offers;
 use super::clear::Clear;
 use super::event::Event;
 use super::flush::{Offline, Rounds};
@@ -31,7 +32,7 @@ use super::tuning::Tuning;
 use super::txn::plan::MOST_JOINED;
 use super::txn::{Txn, masked};
 use crate::core::CoreState;
-use crate::io::{IoId, IoRef, Op};
+use crate::io::{IoFlags, IoId, IoRef, Op};
 
 /// How often those who wait for memory look again, if nobody gives any back before.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -82,6 +83,8 @@ pub(super) struct Engine {
     pub(super) failures: Cell<u64>,
     unstable: Cell<bool>,
     pub(super) failed: Signal,
+    /// Reconstructions that may be made to stay.
+    pub(super) offers: Offers,
     closing: Cell<bool>,
     parked: RefCell<Vec<Rc<Txn>>>,
     stable_waiters: RefCell<Vec<Waker>>,
@@ -120,6 +123,7 @@ impl Engine {
             failures: Cell::new(0),
             unstable: Cell::new(false),
             failed: Signal::default(),
+            offers: Offers::default(),
             closing: Cell::new(false),
             parked: RefCell::default(),
             stable_waiters: RefCell::default(),
@@ -144,6 +148,9 @@ impl Engine {
         let c = &self.shared.counters;
         if self.shared.is_offline() {
             return io.complete_later(Status::NAMESPACE_NOT_READY);
+        }
+        if io.flags().0 & (IoFlags::ALTERNATE.0 | IoFlags::HEAL.0) != 0 {
+            return self.alternate(io);
         }
         match io.op() {
             Op::Read => self.read(io, 0),
@@ -184,6 +191,7 @@ impl Engine {
     }
 
     fn start_txn(self: &Rc<Self>, stripe: u64, hosts: &mut Vec<IoRef>) {
+        self.offers.withdraw(stripe);
         let idle = self.txns.borrow_mut().pop();
         let txn = idle.unwrap_or_else(|| Txn::new(self));
         txn.start(self, stripe, hosts);
@@ -203,7 +211,12 @@ impl Engine {
                     r.locked(self);
                     true
                 }
+                Ready::Visit(v) => {
+                    v.grant();
+                    true
+                }
                 Ready::Clear(c) => {
+                    self.offers.withdraw(stripe);
                     c.locked(stripe);
                     true
                 }

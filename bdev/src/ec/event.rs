@@ -27,6 +27,19 @@ pub enum Event {
         /// Transactions that were discarded.
         discarded: u64,
     },
+    /// A scrub began.
+    ScrubStarted,
+    /// A scrub found strips that do not fit together. Only the first stripes of a scrub are told one by one.
+    ScrubMismatch {
+        /// The stripe.
+        stripe: u64,
+        /// Strips that were rewritten; 0: it is not known which are wrong, and nothing was changed.
+        repaired: u32,
+    },
+    /// A scrub has looked at every stripe.
+    ScrubFinished,
+    /// A scrub ended before.
+    ScrubStopped,
 }
 
 impl Event {
@@ -37,6 +50,11 @@ impl Event {
             Event::Degraded { .. } => "bdev_ec_degraded",
             Event::Offline { .. } => "bdev_ec_offline",
             Event::Started { .. } => "bdev_ec_started",
+            Event::ScrubStarted => "bdev_ec_scrub_started",
+            Event::ScrubMismatch { repaired: 0, .. } => "bdev_ec_scrub_ambiguous",
+            Event::ScrubMismatch { .. } => "bdev_ec_scrub_repaired",
+            Event::ScrubFinished => "bdev_ec_scrub_finished",
+            Event::ScrubStopped => "bdev_ec_scrub_stopped",
         }
     }
 }

@@ -7,6 +7,7 @@
 //! * [`layout`]: where everything is on a member, and which strip is whose. Pure arithmetic.
 //! * [`format`]: the structures on the members, byte for byte. Pure encoding and decoding; `docs/format-ec.md` describes them.
 
+mod alternate;
 pub mod arrays;
 pub mod assemble;
 pub mod check;
@@ -36,6 +37,8 @@ pub(crate) mod mutant;
 mod read;
 mod recover;
 mod remote;
+mod rows;
+mod scrub;
 mod shared;
 mod signal;
 #[cfg(test)]
@@ -44,9 +47,10 @@ mod start;
 mod stats;
 mod stripe;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tuning;
 mod txn;
+mod visit;
 
 #[cfg(not(test))]
 use honest as faults;
@@ -55,6 +59,7 @@ use mutant as faults;
 
 pub use device::{Ec, PRODUCT_NAME};
 pub use event::Event;
+pub use scrub::{ScrubOptions, ScrubProgress, ScrubState};
 pub use start::start;
 pub use stats::EcStats;
 pub use tuning::Tuning;

@@ -41,6 +41,7 @@ pub(super) struct Arrived {
     flags: IoFlags,
     lba: u64,
     nblocks: u32,
+    aux: u64,
     nest: u8,
     lent: Lent,
     ticket: Ticket,
@@ -92,6 +93,7 @@ impl Remote {
             flags: io.flags(),
             lba: io.lba(),
             nblocks: io.nblocks(),
+            aux: io.io().aux,
             nest: io.io().nest,
             lent: Lent(io.iov().to_vec()),
             ticket: Ticket { from: self.me.clone(), id: self.shared.id, at },
@@ -127,6 +129,7 @@ impl Arrived {
         };
         io.io_mut().nest = self.nest;
         io.prepare(self.op, self.flags, self.lba, self.nblocks);
+        io.io_mut().aux = self.aux;
         let proxy = Rc::new(Proxy { lent: self.lent, ticket: self.ticket });
         // SAFETY: the vector is the proxy's and does not change; the request holds the proxy by its completion frame until it has ended,
         // and is released right then. The memory is the other core's request's, which is held there until the answer.

@@ -7,6 +7,7 @@ use longshore_reactor::CoreHandle;
 
 use super::format::MemberState;
 use super::layout::Layout;
+use super::scrub::Board;
 use super::stats::Counters;
 use crate::channel::Channel;
 use crate::desc::BdevDesc;
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     mapped: Box<[AtomicU64]>,
     offline: AtomicBool,
     pub(super) counters: Counters,
+    pub(super) scrub: Board,
 }
 
 impl Shared {
@@ -73,6 +75,7 @@ impl Shared {
             mapped: (0..words).map(|_| AtomicU64::new(0)).collect(),
             offline: AtomicBool::new(false),
             counters: Counters::default(),
+            scrub: Board::default(),
         })
     }
 
@@ -126,6 +129,22 @@ impl Shared {
     #[inline]
     pub(super) fn is_mapped(&self, stripe: u64) -> bool {
         self.mapped[(stripe / 64) as usize].load(Ordering::Acquire) >> (stripe % 64) & 1 != 0
+    }
+
+    /// The first stripe from `from` on that holds data, or where to go on looking: no more than some thousand words are looked at.
+    pub(super) fn next_mapped(&self, from: u64) -> Result<u64, u64> {
+        let first = (from / 64) as usize;
+        let last = self.mapped.len().min(first + 4096);
+        for at in first..last {
+            let mut word = self.mapped[at].load(Ordering::Acquire);
+            if at == first {
+                word &= u64::MAX << (from % 64);
+            }
+            if word != 0 {
+                return Ok(at as u64 * 64 + u64::from(word.trailing_zeros()));
+            }
+        }
+        Err((last as u64 * 64).min(self.layout.stripes))
     }
 
     pub(super) fn set_mapped(&self, stripe: u64, on: bool) {

@@ -194,6 +194,7 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
 pub(super) fn stop(reactor: &Reactor, id: u64, done: Option<oneshot::Sender<()>>) {
     let Some(engine) = ENGINES.with_borrow_mut(|e| e.remove(&id)) else { return };
     drop(reactor.spawn(async move {
+        engine.scrub_ended().await;
         engine.final_commit().await;
         while engine.members.iter().any(|m| m.inflight() > 0) {
             engine.core.reactor().sleep(std::time::Duration::from_millis(1)).await;

@@ -65,6 +65,14 @@ counters! {
     healed_reads,
     /// Reads with more losses than parity.
     unrecovered_reads,
+    /// Reads that asked for another reconstruction.
+    alternate_reads,
+    /// Strips that were rewritten because a layer above found them wrong.
+    healed_alternates,
+    /// Strips that scrubs found wrong and rewrote.
+    scrub_repaired,
+    /// Stripes that scrubs found wrong and left as they were: more than one cause was possible.
+    scrub_ambiguous,
     /// Times a request waited for memory, requests or journal slots.
     waits,
     /// Superblock updates.

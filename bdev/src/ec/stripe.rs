@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::clear::Clear;
 use super::read::Read;
+use super::visit::Visitor;
 use crate::io::IoRef;
 
 /// Spreads stripe numbers.
@@ -38,6 +39,8 @@ pub(super) enum Waiting {
     Read(Rc<Read>),
     /// Who clears the stripe.
     Clear(Rc<Clear>),
+    /// A task.
+    Visit(Rc<Visitor>),
 }
 
 #[derive(Default)]
@@ -57,6 +60,8 @@ pub(super) enum Ready {
     Read(Rc<Read>),
     /// A clear, for which it is locked.
     Clear(Rc<Clear>),
+    /// A task, for which it is locked.
+    Visit(Rc<Visitor>),
     /// Nothing.
     No,
 }
@@ -138,6 +143,17 @@ impl Stripes {
                 e.writer = true;
                 match e.waiting.pop_front() {
                     Some(Waiting::Clear(c)) => Ready::Clear(c),
+                    _ => Ready::No,
+                }
+            }
+            Some(Waiting::Visit(v)) if !v.alone || e.readers == 0 && !held => {
+                if v.alone {
+                    e.writer = true;
+                } else {
+                    e.readers += 1;
+                }
+                match e.waiting.pop_front() {
+                    Some(Waiting::Visit(v)) => Ready::Visit(v),
                     _ => Ready::No,
                 }
             }
