@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use zeroize::Zeroize;
 
 use crate::app::{App, Local, Phase};
 use crate::error::RpcError;
@@ -143,6 +144,12 @@ struct Step {
     params: Option<Json>,
 }
 
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.params.iter_mut().for_each(Json::wipe);
+    }
+}
+
 /// A configuration file, read and checked for its shape.
 pub struct Config {
     steps: Vec<Step>,
@@ -153,13 +160,15 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, LoadError> {
         let mut text = std::fs::read(path).map_err(LoadError::Read)?;
         json::strip_comments(&mut text);
-        Config::parse(&text)
+        let config = Config::parse(&text);
+        text.zeroize(); // it may hold keys
+        config
     }
 
     /// Reads a text without comments.
     pub fn parse(text: &[u8]) -> Result<Config, LoadError> {
         let shape = |why: &str| LoadError::Shape(why.to_string());
-        let root = json::parse(text).map_err(|error| LoadError::Shape(format!("not JSON: {error}")))?;
+        let mut root = json::parse(text).map_err(|error| LoadError::Shape(format!("not JSON: {error}")))?;
         let Some(Json::Array(subsystems)) = root.get("subsystems") else {
             return Err(shape("it has no array 'subsystems' at its top"));
         };
@@ -185,6 +194,7 @@ impl Config {
                 steps.push(Step { subsystem: name.to_string(), method: method.to_string(), params });
             }
         }
+        root.wipe();
         Ok(Config { steps })
     }
 

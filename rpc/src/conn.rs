@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::epoll::EventFlags;
+use zeroize::Zeroize;
 
 use crate::error::{INVALID_REQUEST, PARSE_ERROR, Reply, RpcError};
 use crate::jsonrpc::{Envelope, Frame, Framer, Id, Rejected, Request, answer};
@@ -139,6 +140,7 @@ impl Connection {
                 Ok(_) if self.phase == Phase::Lingering => {}
                 Ok(n) => {
                     self.framer.push(&scratch[..n]);
+                    scratch[..n].zeroize(); // it may hold keys
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,

@@ -3,6 +3,7 @@
 //! There is no framing but JSON itself: values follow each other, with or without blanks between. See `docs/rpc.md`.
 
 use serde_json::{Value, json};
+use zeroize::Zeroize;
 
 use crate::error::RpcError;
 use crate::json::{Json, Limits, Scan, Scanner, build};
@@ -91,7 +92,9 @@ impl Framer {
     }
 
     fn take(&mut self, len: usize) -> Frame {
-        let built = build(&self.buffer[self.start..self.start + len]);
+        let text = &mut self.buffer[self.start..self.start + len];
+        let built = build(text);
+        text.zeroize(); // it may hold keys
         self.start += len;
         self.seen = 0;
         self.scanner = Scanner::new(Limits::REQUEST);

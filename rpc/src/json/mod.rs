@@ -11,6 +11,7 @@ pub use parse::{ParseError, parse, strip_comments};
 pub use scan::{Limits, Scan, Scanner};
 
 use serde_json::Value;
+use zeroize::Zeroize;
 
 /// One JSON value, as it was written: keys in order with duplicates, numbers as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,16 @@ impl Json {
             Json::String(_) => "a string",
             Json::Array(_) => "an array",
             Json::Object(_) => "an object",
+        }
+    }
+
+    /// Wipes all texts in it: they may be secrets.
+    pub fn wipe(&mut self) {
+        match self {
+            Json::String(s) => s.zeroize(),
+            Json::Array(all) => all.iter_mut().for_each(Json::wipe),
+            Json::Object(members) => members.iter_mut().for_each(|(_, value)| value.wipe()),
+            Json::Null | Json::Bool(_) | Json::Number(_) => {}
         }
     }
 
