@@ -5,18 +5,19 @@ use std::any::Any;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use longshore_nvme::wire::Status;
 use longshore_reactor::{Reactor, oneshot};
 
 use super::engine::Engine;
 use super::format::MemberState;
+use super::lower::Lower;
 use super::remote::Remote;
 use super::scrub::{self, ScrubOptions, ScrubProgress};
 use super::shared::Shared;
 use super::start::engine_here;
 use super::stats::EcStats;
-use crate::channel::Channel;
 use crate::device::{Bdev, Geometry, IoChannel, Layer, SupportedOps};
 use crate::io::{IoFlags, IoId, IoRef, Op};
 use crate::node::BdevNode;
@@ -24,6 +25,9 @@ use crate::registry::BdevError;
 
 /// Product name of erasure-coded arrays.
 pub const PRODUCT_NAME: &str = "ErasureCode Volume";
+
+/// What a direct read keeps: a bit that it is one, its number, and from this bit on its first block.
+const LBA_SHIFT: u32 = 17;
 
 /// Reads of one core that went straight to a member. One core writes, anyone reads.
 #[derive(Default)]
@@ -44,17 +48,20 @@ impl Direct {
 pub struct Ec {
     pub(super) shared: Arc<Shared>,
     pub(super) geometry: Geometry,
+    /// A member that takes longer than this has failed.
+    patience: Duration,
     direct: Mutex<Vec<Arc<Direct>>>,
     closed: Mutex<Option<oneshot::Receiver<()>>>,
     closing: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Ec {
-    pub(super) fn new(shared: Arc<Shared>, geometry: Geometry) -> Arc<Ec> {
+    pub(super) fn new(shared: Arc<Shared>, geometry: Geometry, patience: Duration) -> Arc<Ec> {
         let (tx, rx) = oneshot::channel();
         Arc::new(Ec {
             shared,
             geometry,
+            patience,
             direct: Mutex::default(),
             closed: Mutex::new(Some(rx)),
             closing: Mutex::new(Some(tx)),
@@ -84,12 +91,12 @@ impl Ec {
         self.shared.is_offline()
     }
 
-    /// The device in `slot` is going away, or must not be used any more.
+    /// The device in `slot` is going away: the array lets go of it, and goes on without it if it can.
     pub fn member_gone(&self, slot: usize, why: &'static str) {
         let id = self.shared.id;
         self.shared.home.send(move |_| {
             if let Some(e) = engine_here(id) {
-                e.fail_member(slot, why);
+                e.member_gone(slot, why);
             }
         });
     }
@@ -142,7 +149,7 @@ impl Bdev for Ec {
             false => Home::Away(Remote::open(&self.shared, reactor)),
         };
         Ok(Box::new(EcChannel {
-            members: (0..n).map(|slot| self.shared.channel(slot)).collect(),
+            lower: Lower::open(&self.shared, reactor, self.patience),
             shifts: (0..n).map(|slot| self.shared.below(slot).map_or(9, |b| b.0)).collect(),
             shared: self.shared.clone(),
             home,
@@ -177,7 +184,7 @@ enum Home {
 
 struct EcChannel {
     shared: Arc<Shared>,
-    members: Vec<Option<Channel>>,
+    lower: Rc<Lower>,
     /// Bytes of the members' blocks, as powers of two.
     shifts: Vec<u32>,
     home: Home,
@@ -208,16 +215,17 @@ impl EcChannel {
             return Ok(());
         }
         let slot = l.slot_of(place.stripe, place.data);
-        let Some(member) = self.members[slot].as_ref().filter(|_| self.shared.readable() >> slot & 1 != 0) else {
+        if io.lba() >> (64 - LBA_SHIFT) != 0 || !self.lower.reads(slot) {
             return Err(io);
-        };
+        }
         self.direct.count(bytes);
         let shift = self.shifts[slot];
-        io.set_saved(io.lba() << 1 | 1);
+        let at = self.lower.enter(slot, io.id());
+        io.set_saved(io.lba() << LBA_SHIFT | u64::from(at) << 1 | 1);
         let lba = (l.strip_offset(place.stripe) + u64::from(place.offset)) >> shift;
         let (op, flags) = (io.op(), io.flags());
         io.prepare(op, flags, lba, (bytes >> shift) as u32);
-        member.submit(io);
+        self.lower.submit(slot, io);
         Ok(())
     }
 }
@@ -249,13 +257,16 @@ impl IoChannel for EcChannel {
             return io.complete(status);
         }
         let l = &self.shared.layout;
-        let lba = word >> 1;
+        let lba = word >> LBA_SHIFT;
         let place = l.place(lba);
         let slot = l.slot_of(place.stripe, place.data);
+        self.lower.landed(slot, (word >> 1) as u16 as u32);
         let n = io.nblocks() >> (l.block.trailing_zeros() - self.shifts[slot]);
         let (op, flags) = (io.op(), io.flags());
         io.prepare(op, flags, lba, n);
-        if status.is_ok() || status == Status::ABORT_REQUESTED {
+        // A read that the array itself aborted, because its member failed, is not over.
+        let aborted = status == Status::ABORT_REQUESTED && self.shared.readable() >> slot & 1 != 0;
+        if status.is_ok() || aborted {
             return io.complete(status);
         }
         // The others have it too.
@@ -267,7 +278,7 @@ impl IoChannel for EcChannel {
     }
 
     fn abort(&self, id: IoId) -> bool {
-        if self.members.iter().flatten().any(|m| m.abort(id)) {
+        if self.lower.abort(id) {
             return true;
         }
         match &self.home {

@@ -20,6 +20,7 @@ use super::flush::{Offline, Rounds};
 use super::format::{MemberState, Superblock};
 use super::intent::Intent;
 use super::journal::Journal;
+use super::lower::Departure;
 use super::map::Map;
 use super::member::Member;
 use super::meta::Meta;
@@ -300,11 +301,30 @@ impl Engine {
         self.failures.set(self.failures.get() + 1);
         self.unstable.set(true);
         self.tell(Event::MemberFailed { slot, why });
+        self.members[slot].bar();
         self.members[slot].abort_all();
+        self.shared.abort_reads(slot);
+        // What hangs on it may never end: flushes and metadata do not wait for it.
+        self.meta.give_up(slot);
+        self.flush_given_up(slot);
         if (self.live().count_ones() as usize) < self.table.borrow().quorum() {
             self.go_offline("too few members are left");
         }
         self.failed.set();
+    }
+
+    /// The device of a member is going away: it fails, and each core lets it go when nothing is in flight on it there.
+    pub(super) fn member_gone(self: &Rc<Self>, slot: usize, why: &'static str) {
+        self.fail_member(slot, why);
+        let departure = Departure::new(&self.shared, slot);
+        self.shared.leave(slot, &departure);
+        self.members[slot].bar();
+        self.members[slot].leave(departure);
+    }
+
+    /// No core uses the device in `slot` any more.
+    pub(super) fn member_left(&self, slot: usize) {
+        self.shared.close_member(slot);
     }
 
     /// No request is served any more.
@@ -564,15 +584,17 @@ impl Engine {
 
     /// Requests that are set aside for flushes and metadata.
     pub(super) fn stock(&self) -> Result<(), crate::registry::BdevError> {
-        let n = self.shared.layout.n();
+        let l = &self.shared.layout;
+        let n = l.n();
         let dry = || {
             crate::registry::BdevError::NoMemory(format!("array '{}': no requests or memory left", self.shared.name))
         };
-        for i in 0..4 * n {
+        // A request that hangs on a failed member is not there for others.
+        for i in 0..4 * (n + l.m) {
             let io = self.core.get_child(0).ok_or_else(dry)?;
             if i < n { self.rounds.stock(io) } else { self.meta.stock(io) }
         }
-        for _ in 0..n + 4 {
+        for _ in 0..n + 4 * (l.m + 1) {
             self.meta.stock_page(self.core.reactor().dma().alloc(4096).ok_or_else(dry)?);
         }
         Ok(())

@@ -130,10 +130,14 @@ impl Engine {
             }
         }
         let bytes = SUPERBLOCK_BYTES as usize;
-        let found = Superblock::select([&a.as_slice()[..bytes], &b.as_slice()[..bytes]]).ok();
+        // What hangs may still write to them.
+        let found = match status.is_ok() {
+            true => Ok(Superblock::select([&a.as_slice()[..bytes], &b.as_slice()[..bytes]]).ok()),
+            false => Err(status),
+        };
         self.meta.stock_page(a);
         self.meta.stock_page(b);
-        if status.is_err() { Err(status) } else { Ok(found) }
+        found
     }
 
     /// Finishes an update that a crash may have cut short: writes `head` to the members in use that have the one before.

@@ -2,7 +2,7 @@
 //!
 //! A flush makes durable what had completed before it was submitted. So who needs something durable waits for a round that *begins*
 //! after it has completed. A round asks only members that have a volatile cache and have completed writes since their last flush. It
-//! ends when all have answered and no failed member is without its superblocks: what a member lost by failing must not count as
+//! ends when all have answered or failed, and no failed member is without its superblocks: what a member lost by failing must not count as
 //! durable before recovery would know of it.
 
 use std::cell::{Cell, RefCell};
@@ -17,6 +17,9 @@ use super::txn::Txn;
 use crate::frame::Submitter;
 use crate::io::{IoFlags, IoRef, Op};
 
+/// Not all flushes of a round are sent yet: among the bits of slots, of which there are fewer.
+const SENDING: u64 = 1 << 63;
+
 /// The array went offline: nothing more becomes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offline;
@@ -26,7 +29,8 @@ pub(super) struct Offline;
 pub(super) struct Rounds {
     begun: Cell<u64>,
     ended: Cell<u64>,
-    outstanding: Cell<u32>,
+    /// Members that have not answered yet: bit `i` is slot `i`.
+    waited: Cell<u64>,
     running: Cell<bool>,
     /// All members have answered, but the array is not stable.
     blocked: Cell<bool>,
@@ -106,22 +110,23 @@ impl Engine {
         r.running.set(true);
         r.begun.set(r.begun.get() + 1);
         let live = self.live();
-        // Held up until all are sent: a member may answer at once only in theory, but a missing one does.
-        r.outstanding.set(1);
+        // Held up until all are sent: a missing member answers at once.
+        r.waited.set(SENDING);
         for m in &self.members {
-            if live >> m.slot & 1 == 0
-                || !m.volatile.get()
-                || !m.dirty.replace(false)
-                || faults::is(Mutant::FlushIgnored)
-            {
+            if live >> m.slot & 1 == 0 || !m.volatile.get() || !m.dirty.get() || faults::is(Mutant::FlushIgnored) {
                 continue;
             }
-            let Some(mut io) = r.ios.borrow_mut().pop() else { continue };
+            // One per member, and none in use hangs on a flush of a round before.
+            let Some(mut io) = r.ios.borrow_mut().pop() else {
+                self.fail_member(m.slot, "there is no request left to flush it");
+                continue;
+            };
+            m.dirty.set(false);
             io.prepare(Op::Flush, IoFlags::NONE, 0, 0);
             match m.submit(io, self, m.slot as u32) {
                 Ok(()) => {
                     self.shared.counters.member_flushes.add(1);
-                    r.outstanding.set(r.outstanding.get() + 1);
+                    r.waited.set(r.waited.get() | 1 << m.slot);
                     self.watch();
                 }
                 Err(io) => {
@@ -130,20 +135,31 @@ impl Engine {
                 }
             }
         }
-        if r.outstanding.get() > 1 {
-            return self.flush_ended();
+        if self.answered(SENDING) {
+            // Nothing was sent. Not from here: whoever asked is in the middle of something.
+            let me = self.clone();
+            self.core.reactor().defer(move |_| me.all_answered());
         }
-        // Nothing was sent. Not from here: whoever asked is in the middle of something.
-        let me = self.clone();
-        self.core.reactor().defer(move |_| me.flush_ended());
     }
 
-    fn flush_ended(self: &Rc<Self>) {
-        let r = &self.rounds;
-        r.outstanding.set(r.outstanding.get() - 1);
-        if r.outstanding.get() > 0 {
-            return;
+    /// True if `bit` was the last that the round waited for.
+    fn answered(&self, bit: u64) -> bool {
+        let waited = &self.rounds.waited;
+        let before = waited.replace(waited.get() & !bit);
+        before == bit
+    }
+
+    /// A member failed: the round does not wait for its flush, which may hang.
+    pub(super) fn flush_given_up(self: &Rc<Self>, slot: usize) {
+        if self.answered(1 << slot) {
+            // Not from here: whoever found out is in the middle of something.
+            let me = self.clone();
+            self.core.reactor().defer(move |_| me.all_answered());
         }
+    }
+
+    fn all_answered(self: &Rc<Self>) {
+        let r = &self.rounds;
         if !self.is_stable() && !faults::is(Mutant::AckBeforeEpoch) {
             r.blocked.set(true);
             if self.shared.is_offline() {
@@ -214,9 +230,13 @@ impl Submitter for Engine {
         let status = io.status();
         self.members[slot].landed(tag);
         self.rounds.ios.borrow_mut().push(io);
+        // First: who fails is not waited for. A flush that was given up is not waited for either.
+        let last = self.answered(1 << slot);
         if status.is_err() {
             self.fail_member(slot, "a flush failed");
         }
-        self.flush_ended();
+        if last {
+            self.all_answered();
+        }
     }
 }

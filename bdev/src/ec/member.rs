@@ -2,20 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
+use super::flights::{Flight, Flights};
 use super::layout::Layout;
+use super::lower::Departure;
 use super::shared::Shared;
 use crate::channel::Channel;
 use crate::frame::Submitter;
 use crate::io::{IoId, IoRef};
-
-/// A request in flight on a member.
-#[derive(Clone, Copy)]
-struct Flight {
-    id: IoId,
-    /// Ticks when it was submitted.
-    since: u64,
-}
 
 /// One member on the home core.
 pub(super) struct Member {
@@ -26,9 +21,11 @@ pub(super) struct Member {
     pub(super) volatile: Cell<bool>,
     /// Writes have completed since the last flush was submitted.
     pub(super) dirty: Cell<bool>,
-    flights: RefCell<Vec<Option<Flight>>>,
-    free: RefCell<Vec<u32>>,
-    inflight: Cell<u32>,
+    flights: RefCell<Flights>,
+    /// It failed: nothing new is sent to it, and who waits for it need not.
+    barred: Cell<bool>,
+    /// Its device goes away.
+    leaving: RefCell<Option<Arc<Departure>>>,
 }
 
 impl Member {
@@ -40,8 +37,8 @@ impl Member {
             volatile: Cell::new(false),
             dirty: Cell::new(false),
             flights: RefCell::default(),
-            free: RefCell::default(),
-            inflight: Cell::new(0),
+            barred: Cell::new(false),
+            leaving: RefCell::default(),
         };
         m.open(shared);
         m
@@ -57,6 +54,7 @@ impl Member {
         let channel = shared.channel(self.slot);
         let there = channel.is_some();
         *self.channel.borrow_mut() = channel;
+        self.barred.set(false);
         there
     }
 
@@ -84,28 +82,40 @@ impl Member {
         self.lba(layout.strip_offset(stripe) + u64::from(within))
     }
 
+    /// It failed: nothing is sent to it until it is opened again.
+    pub(super) fn bar(&self) {
+        self.barred.set(true);
+    }
+
+    /// True if it failed: what is in flight on it may never end.
+    pub(super) fn is_barred(&self) -> bool {
+        self.barred.get()
+    }
+
+    /// Lets the channel go, and `departure`, when nothing is in flight. The member is barred.
+    pub(super) fn leave(&self, departure: Arc<Departure>) {
+        self.leaving.replace(Some(departure));
+        self.leave_if_idle();
+    }
+
+    fn leave_if_idle(&self) {
+        if self.inflight() == 0 && self.leaving.borrow().is_some() {
+            self.close();
+            let departure = self.leaving.borrow_mut().take();
+            drop(departure);
+        }
+    }
+
     /// Sends a request; `to` gets it back with `tag` in the lower half of its tag and must call [`landed`](Member::landed). The request
     /// comes back at once if the member is gone.
     ///
     /// # Errors
-    /// The request: there is no channel.
+    /// The request: there is no channel, or the member has failed.
     pub(super) fn submit<S: Submitter>(&self, mut io: IoRef, to: &Rc<S>, tag: u32) -> Result<(), IoRef> {
         let channel = self.channel.borrow();
-        let Some(channel) = &*channel else { return Err(io) };
-        let flight = Flight { id: io.id(), since: channel.core().now() };
-        let mut flights = self.flights.borrow_mut();
-        let at = match self.free.borrow_mut().pop() {
-            Some(at) => {
-                flights[at as usize] = Some(flight);
-                at
-            }
-            None => {
-                flights.push(Some(flight));
-                flights.len() as u32 - 1
-            }
-        };
-        drop(flights);
-        self.inflight.set(self.inflight.get() + 1);
+        let Some(channel) = channel.as_ref().filter(|_| !self.barred.get()) else { return Err(io) };
+        let flight = Flight { id: io.id(), slot: self.slot as u32, since: channel.core().now() };
+        let at = self.flights.borrow_mut().insert(flight);
         io.begin(to.clone(), u64::from(tag) | u64::from(at) << 32);
         channel.submit(io);
         Ok(())
@@ -113,22 +123,22 @@ impl Member {
 
     /// A request came back; returns the tag it was sent with.
     pub(super) fn landed(&self, tag: u64) -> u32 {
-        let at = (tag >> 32) as u32;
-        self.flights.borrow_mut()[at as usize] = None;
-        self.free.borrow_mut().push(at);
-        self.inflight.set(self.inflight.get() - 1);
+        self.flights.borrow_mut().remove((tag >> 32) as u32);
+        if self.barred.get() {
+            self.leave_if_idle();
+        }
         tag as u32
     }
 
     /// Requests of the home core in flight.
-    pub(super) fn inflight(&self) -> u32 {
-        self.inflight.get()
+    pub(super) fn inflight(&self) -> usize {
+        self.flights.borrow().len()
     }
 
     /// Ends everything in flight as soon as the device can.
     pub(super) fn abort_all(&self) {
         let Some(channel) = self.channel.borrow().clone() else { return };
-        let ids: Vec<IoId> = self.flights.borrow().iter().flatten().map(|f| f.id).collect();
+        let ids: Vec<IoId> = self.flights.borrow().iter().map(|f| f.id).collect();
         for id in ids {
             channel.abort(id);
         }
@@ -136,6 +146,6 @@ impl Member {
 
     /// When the oldest request in flight was submitted.
     pub(super) fn oldest(&self) -> Option<u64> {
-        self.flights.borrow().iter().flatten().map(|f| f.since).min()
+        self.flights.borrow().iter().map(|f| f.since).min()
     }
 }

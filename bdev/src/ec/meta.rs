@@ -21,6 +21,10 @@ pub(super) struct Meta {
     ios: RefCell<Vec<IoRef>>,
     pages: RefCell<Vec<DmaBuf>>,
     waiting: RefCell<Vec<Waker>>,
+    /// Requests in flight.
+    out: RefCell<Vec<Rc<Request>>>,
+    /// Pages given back that a request which was given up still uses.
+    lent: RefCell<Vec<DmaBuf>>,
 }
 
 impl Meta {
@@ -30,8 +34,29 @@ impl Meta {
     }
 
     pub(super) fn stock_page(&self, page: DmaBuf) {
-        self.pages.borrow_mut().push(page);
+        if page.is_unique() {
+            self.pages.borrow_mut().push(page);
+            self.wake();
+        } else {
+            self.lent.borrow_mut().push(page);
+        }
+    }
+
+    /// A request came back with its memory.
+    fn landed(&self, r: &Rc<Request>) {
+        self.out.borrow_mut().retain(|o| !Rc::ptr_eq(o, r));
+        let back: Vec<DmaBuf> = self.lent.borrow_mut().extract_if(.., |page| page.is_unique()).collect();
+        self.pages.borrow_mut().extend(back);
         self.wake();
+    }
+
+    /// The member in `slot` failed: nobody waits for it any more. What comes back late brings only its request and its memory.
+    pub(super) fn give_up(&self, slot: usize) {
+        for r in self.out.borrow().iter().filter(|r| r.slot == slot) {
+            if let Some(w) = r.waker.borrow_mut().take() {
+                w.wake();
+            }
+        }
     }
 
     fn wake(&self) {
@@ -65,6 +90,7 @@ impl Meta {
     pub(super) fn close(&self) {
         self.ios.take().into_iter().for_each(IoRef::release);
         self.pages.take();
+        self.lent.take();
     }
 }
 
@@ -86,6 +112,7 @@ impl Submitter for Request {
         let buf = io.take_buf();
         drop(buf);
         self.engine.meta.stock(io);
+        self.engine.meta.landed(&self);
         *self.outcome.borrow_mut() = Some(status);
         if let Some(w) = self.waker.borrow_mut().take() {
             w.wake();
@@ -97,7 +124,7 @@ impl Submitter for Request {
 pub(super) struct Pending(Result<Rc<Request>, Status>);
 
 impl Pending {
-    /// Its end.
+    /// Its end, or that of its member.
     pub(super) async fn done(self) -> Status {
         let r = match self.0 {
             Ok(r) => r,
@@ -105,6 +132,7 @@ impl Pending {
         };
         poll_fn(|cx| match r.outcome.borrow_mut().take() {
             Some(status) => Poll::Ready(status),
+            None if r.engine.members[r.slot].is_barred() => Poll::Ready(Status::NAMESPACE_NOT_READY),
             None => {
                 *r.waker.borrow_mut() = Some(cx.waker().clone());
                 Poll::Pending
@@ -131,6 +159,7 @@ impl Engine {
         let r = Rc::new(Request { engine: self.clone(), slot, outcome: RefCell::default(), waker: RefCell::default() });
         match member.submit(io, &r, 0) {
             Ok(()) => {
+                self.meta.out.borrow_mut().push(r.clone());
                 self.watch();
                 Pending(Ok(r))
             }

@@ -17,6 +17,7 @@ mod device;
 mod engine;
 mod epoch;
 mod event;
+mod flights;
 mod flush;
 pub mod format;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub(crate) mod images;
 mod intent;
 mod journal;
 pub mod layout;
+mod lower;
 mod map;
 mod member;
 mod memory;

@@ -37,6 +37,8 @@ pub(super) struct Shared {
     /// Stripes that hold data, a bit each. Set before the first write is acknowledged.
     mapped: Box<[AtomicU64]>,
     offline: AtomicBool,
+    /// Cores that have, or had, a channel of the array.
+    cores: Mutex<Vec<CoreHandle>>,
     pub(super) counters: Counters,
     pub(super) scrub: Board,
 }
@@ -74,6 +76,7 @@ impl Shared {
             below: Mutex::new(below),
             mapped: (0..words).map(|_| AtomicU64::new(0)).collect(),
             offline: AtomicBool::new(false),
+            cores: Mutex::default(),
             counters: Counters::default(),
             scrub: Board::default(),
         })
@@ -99,6 +102,27 @@ impl Shared {
     /// The channel of the member in `slot` on this core.
     pub(super) fn channel(&self, slot: usize) -> Option<Channel> {
         self.descs()[slot].as_ref().and_then(|d| d.channel().ok())
+    }
+
+    /// Closes the device in `slot`: nobody uses it any more.
+    pub(super) fn close_member(&self, slot: usize) {
+        let desc = self.descs()[slot].take();
+        let below = self.below.lock().unwrap_or_else(PoisonError::into_inner)[slot].take();
+        // Not under the locks: the device may go away by this.
+        drop((desc, below));
+    }
+
+    /// `core` has a channel of the array from now on.
+    pub(super) fn enter_core(&self, core: CoreHandle) {
+        let mut cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        if cores.iter().all(|c| c.index() != core.index()) {
+            cores.push(core);
+        }
+    }
+
+    /// Cores that have a channel of the array, or had one.
+    pub(super) fn entered_cores(&self) -> Vec<CoreHandle> {
+        self.cores.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     #[inline]

@@ -84,7 +84,7 @@ pub async fn start(
     let done = match begun {
         Ok(done) => done,
         Err(e) => {
-            engine.close();
+            close_when_idle(&engine);
             return Err(e);
         }
     };
@@ -94,7 +94,7 @@ pub async fn start(
     drop(r.spawn(engine.clone().intent_task()));
     drop(r.spawn(engine.clone().slots_task()));
     ENGINES.with_borrow_mut(|e| e.insert(id, engine.clone()));
-    match registry.register(name, Some(uuid), Ec::new(shared, geometry)) {
+    match registry.register(name, Some(uuid), Ec::new(shared, geometry, tuning.write_timeout)) {
         Ok(node) => {
             let Recovered { rolled_forward, discarded } = done;
             engine.tell(Event::Started { rolled_forward, discarded });
@@ -102,7 +102,7 @@ pub async fn start(
         }
         Err(e) => {
             ENGINES.with_borrow_mut(|all| all.remove(&id));
-            engine.close();
+            close_when_idle(&engine);
             Err(e)
         }
     }
@@ -196,12 +196,29 @@ pub(super) fn stop(reactor: &Reactor, id: u64, done: Option<oneshot::Sender<()>>
     drop(reactor.spawn(async move {
         engine.scrub_ended().await;
         engine.final_commit().await;
-        while engine.members.iter().any(|m| m.inflight() > 0) {
-            engine.core.reactor().sleep(std::time::Duration::from_millis(1)).await;
-        }
+        idle(&engine).await;
         engine.close();
         if let Some(done) = done {
             let _ = done.send(());
         }
+    }));
+}
+
+/// Ends when nothing is in flight on the members. What hangs on one that cannot abort it is waited for: its device uses the memory.
+async fn idle(engine: &Engine) {
+    while engine.members.iter().any(|m| m.inflight() > 0) {
+        engine.core.reactor().sleep(std::time::Duration::from_millis(1)).await;
+    }
+}
+
+/// Closes an array that did not start, if something hangs on a member when that has ended.
+fn close_when_idle(engine: &Rc<Engine>) {
+    if engine.members.iter().all(|m| m.inflight() == 0) {
+        return engine.close();
+    }
+    let me = engine.clone();
+    drop(engine.core.reactor().spawn(async move {
+        idle(&me).await;
+        me.close();
     }));
 }

@@ -1,3 +1,5 @@
+mod removal;
+
 use super::*;
 use crate::device::Geometry;
 use crate::ec::layout::LayoutOptions;

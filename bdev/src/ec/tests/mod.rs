@@ -1,6 +1,7 @@
 //! Arrays on devices in memory, on a simulated reactor.
 
 mod basic;
+mod hung;
 mod reads;
 
 use std::future::Future;
@@ -46,6 +47,18 @@ pub(crate) struct Small {
 
 impl Small {
     pub(crate) fn new(k: usize, m: usize, strip: u32, stripes: u64, blocks: &[u32]) -> Small {
+        Small::on(k, m, strip, stripes, blocks, |_, g| Malloc::new(g).unwrap())
+    }
+
+    /// On the devices that `device` makes of slot and geometry.
+    pub(crate) fn on(
+        k: usize,
+        m: usize,
+        strip: u32,
+        stripes: u64,
+        blocks: &[u32],
+        device: impl Fn(usize, Geometry) -> Arc<dyn crate::device::Bdev>,
+    ) -> Small {
         let block = *blocks.iter().max().unwrap();
         let o = LayoutOptions { journal_slots: Some(8), alignment: Some(4096), region_stripes: Some(2) };
         let mut layout = Layout::compute(k, m, strip, block, 64 << 20, &o).unwrap();
@@ -54,7 +67,7 @@ impl Small {
         let blocks: Vec<u32> = (0..k + m).map(|i| blocks[i % blocks.len()]).collect();
         for (i, &bs) in blocks.iter().enumerate() {
             let g = Geometry::plain(bs, layout.member_bytes().div_ceil(u64::from(bs)));
-            registry.register(&format!("m{i}"), None, Malloc::new(g).unwrap()).unwrap();
+            registry.register(&format!("m{i}"), None, device(i, g)).unwrap();
             error::create(&registry, error::Options { base: format!("m{i}"), uuid: None }).unwrap();
         }
         Small { registry, layout, blocks }
