@@ -99,6 +99,21 @@ fn an_array_is_made_listed_claimed_and_deleted() {
     assert_eq!(rig.call("bdev_get_bdevs", json!({"name": "d1"})).unwrap()[0]["claimed"], json!(true));
     let (code, says) = rig.call("bdev_ec_delete", json!({"name": "d1"})).unwrap_err();
     assert_eq!(code, -19, "{says}");
+    let of = json!({"ec_name": "Ec0"});
+    assert_eq!(rig.call("bdev_ec_get_scrub_progress", of.clone()).unwrap()["state"], json!("none"));
+    assert_eq!(rig.call("bdev_ec_start_scrub", json!({"ec_name": "Ec0", "max_stripes_per_sec": 0})), Ok(json!(true)));
+    let asked = std::time::Instant::now();
+    let p = loop {
+        let p = rig.call("bdev_ec_get_scrub_progress", of.clone()).unwrap();
+        if p["state"] == "finished" {
+            break p;
+        }
+        assert!(asked.elapsed().as_secs() < 60, "an empty array is scrubbed at once: {p}");
+    };
+    assert_eq!((&p["stripes_done"], &p["mismatches"]), (&p["stripes_total"], &json!(0)));
+    assert_eq!(rig.call("bdev_ec_stop_scrub", of), Ok(json!(false)), "it has ended");
+    let (code, says) = rig.call("bdev_ec_start_scrub", json!({"ec_name": "d1"})).unwrap_err();
+    assert_eq!(code, -19, "{says}");
     assert_eq!(rig.call("bdev_ec_delete", json!({"name": "Ec0", "clear_sb": true})), Ok(json!(true)));
     assert_eq!(rig.call("bdev_ec_get_bdevs", Value::Null), Ok(json!([])));
     assert_eq!(rig.call("bdev_get_bdevs", json!({"name": "d1"})).unwrap()[0]["claimed"], json!(false));

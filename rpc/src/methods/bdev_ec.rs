@@ -1,18 +1,19 @@
 //! `bdev_ec_*`: erasure-coded arrays.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use longshore_bdev::BdevNode;
-use longshore_bdev::ec::arrays::{ASSEMBLE_TIMEOUT, ArrayInfo, describe};
+use longshore_bdev::ec::arrays::{self, ASSEMBLE_TIMEOUT, ArrayInfo, describe};
 use longshore_bdev::ec::create::Options;
 use longshore_bdev::ec::format::MemberState;
+use longshore_bdev::ec::{Ec, ScrubOptions};
+use longshore_bdev::{BdevError, BdevNode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::config::Entry;
-use crate::error::{EEXIST, EINVAL, ENODEV, EPERM, Reply};
+use crate::error::{EBUSY, EEXIST, EINVAL, ENODEV, EPERM, Reply};
 use crate::method::{Method, Registry, When};
 use crate::methods::bdev::find;
 use crate::params;
@@ -58,6 +59,22 @@ params! {
     struct SetOptions {
         /// Seconds that absent members of an array are waited for, from the first member on, before it starts without them.
         assemble_timeout_sec: u32 = ASSEMBLE_TIMEOUT.as_secs() as u32,
+    }
+}
+
+params! {
+    struct OfArray {
+        /// Name of the array.
+        ec_name: String,
+    }
+}
+
+params! {
+    struct StartScrub {
+        /// Name of the array.
+        ec_name: String,
+        /// Stripes that are checked in a second, at most; 0: no limit.
+        max_stripes_per_sec: u32 = ScrubOptions::default().stripes_per_second,
     }
 }
 
@@ -112,6 +129,58 @@ pub(super) fn declare(registry: &mut Registry) {
         .result("true")
         .example(json!({"assemble_timeout_sec": 30}), json!(true)),
     );
+    scrubs(registry);
+}
+
+fn scrubs(registry: &mut Registry) {
+    registry.add(
+        Method::new("bdev_ec_start_scrub", When::Runtime, |app, p: StartScrub| async move {
+            let options = ScrubOptions { stripes_per_second: p.max_stripes_per_sec };
+            with_array(&app, &p.ec_name, |ec| ec.start_scrub(options))??;
+            Ok(json!(true))
+        })
+        .doc(
+            "Reads every stripe of an array that holds data and checks that its strips fit together. Up to half as many wrong strips as there \
+             is parity are found and rewritten; where more than one cause is possible nothing is changed. What is found is told by events \
+             and by `bdev_ec_get_scrub_progress`.",
+        )
+        .result("true")
+        .error(-ENODEV, "No such device, or one of another kind")
+        .error(-EBUSY, "A scrub of it runs already")
+        .example(json!({"ec_name": "Ec0", "max_stripes_per_sec": 500}), json!(true)),
+    );
+    registry.add(
+        Method::new("bdev_ec_stop_scrub", When::Runtime, |app, p: OfArray| async move {
+            Ok(json!(with_array(&app, &p.ec_name, Ec::stop_scrub)?))
+        })
+        .doc("Stops the scrub of an array after its present stripe.")
+        .result("true, or false if none was running")
+        .error(-ENODEV, "No such device, or one of another kind")
+        .example(json!({"ec_name": "Ec0"}), json!(true)),
+    );
+    registry.add(
+        Method::new("bdev_ec_get_scrub_progress", When::Runtime, |app, p: OfArray| async move {
+            let s = with_array(&app, &p.ec_name, Ec::scrub_progress)?;
+            let seconds = |t: std::time::SystemTime| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            Ok(json!({
+                "state": s.state.name(), "stripes_done": s.stripes_done, "stripes_total": s.stripes_total, "checked": s.checked,
+                "unchecked": s.unchecked, "mismatches": s.mismatches, "repaired": s.repaired, "ambiguous": s.ambiguous,
+                "healed": s.healed, "unreadable": s.unreadable, "last_finished": s.last_finished.map(seconds),
+            }))
+        })
+        .doc(
+            "How far the scrub of an array is, or how the last one ended: `state` is `none`, `running`, `finished` or `stopped`. \
+             `unchecked` stripes have no redundancy left to check with. `last_finished` is in seconds since 1970.",
+        )
+        .result("{state, stripes_done, stripes_total, checked, unchecked, mismatches, repaired, ambiguous, healed, unreadable, last_finished}")
+        .error(-ENODEV, "No such device, or one of another kind"),
+    );
+}
+
+/// Calls `f` with the array of this name.
+fn with_array<R>(app: &App, name: &str, f: impl FnOnce(&Ec) -> R) -> Result<R, BdevError> {
+    let node = app.bdevs.find(name).ok_or_else(|| BdevError::NotFound(name.to_owned()))?;
+    arrays::array(&node).map(f).ok_or_else(|| BdevError::NotFound(format!("{name} (which is no erasure-coded array)")))
 }
 
 async fn create(app: Arc<App>, p: Create) -> Reply {
@@ -150,7 +219,7 @@ async fn get(app: Arc<App>, p: Get) -> Reply {
     match p.name {
         Some(name) => match of(&find(&app, &name)?) {
             Some(array) => Ok(json!([array])),
-            None => Err(longshore_bdev::BdevError::NotFound(name).into()),
+            None => Err(BdevError::NotFound(name).into()),
         },
         None => Ok(app.bdevs.list().iter().filter_map(of).collect()),
     }
@@ -189,6 +258,7 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
             "member_written_bytes": s.member_written_bytes, "journal_written_bytes": s.journal_written_bytes,
             "metadata_writes": s.metadata_writes, "joined_writes": s.joined_writes,
             "reconstruct_writes": s.reconstruct_writes, "healed_reads": s.healed_reads, "epochs": s.epochs,
+            "scrub_repaired": s.scrub_repaired, "scrub_ambiguous": s.scrub_ambiguous,
         },
         "rmw_writes": s.read_modify_writes, "full_stripe_writes": s.full_stripe_writes,
         "degraded_reads_reconstructed": s.reconstructed_reads, "degraded_read_eio": s.unrecovered_reads,

@@ -289,6 +289,7 @@ impl Arrays {
         let core = &self.cores[self.started.fetch_add(1, Ordering::Relaxed) % self.cores.len()];
         let (registry, name) = (registry.clone(), head.name.clone());
         let stopping = BdevError::Busy { name: name.clone(), why: "the reactors are stopping" };
+        tracing::warn!("array '{name}' is to try, not for data yet: what it loses cannot be rebuilt in this version");
         let task = core.spawn(move |_| async move { start(&registry, &name, head, members, Tuning::default()).await });
         let node = task.await.map_err(|_| stopping)??;
         let _ = link.set(Arc::downgrade(&node));
