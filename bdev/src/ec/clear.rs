@@ -67,8 +67,8 @@ impl Clear {
         c.advance();
     }
 
-    /// Goes on as far as possible.
-    pub(super) fn advance(self: &Rc<Self>) {
+    /// Goes on as far as possible. False: it waits for a request.
+    pub(super) fn advance(self: &Rc<Self>) -> bool {
         let e = &self.engine;
         if e.shared.is_offline() {
             self.s.borrow_mut().status = Status::NAMESPACE_NOT_READY;
@@ -77,12 +77,13 @@ impl Clear {
             let Some((lba, blocks)) = self.s.borrow_mut().parts.pop() else { break };
             let (flags, nest) = {
                 let s = self.s.borrow();
-                let Some(parent) = s.parent.as_ref() else { return };
+                let Some(parent) = s.parent.as_ref() else { return true };
                 (parent.flags(), parent.io().nest)
             };
             let Some(mut io) = e.core.get_child(nest) else {
                 self.s.borrow_mut().parts.push((lba, blocks));
-                return e.starve_other(Starved::Clear(self.clone()));
+                e.starve_other(Starved::Clear(self.clone()));
+                return false;
             };
             io.io_mut().nest = nest + 1;
             io.prepare(Op::WriteZeroes, flags, lba, blocks);
@@ -94,7 +95,7 @@ impl Clear {
             let batch = {
                 let mut s = self.s.borrow_mut();
                 if s.wanted > 0 || !s.locked.is_empty() {
-                    return;
+                    return true;
                 }
                 if s.status.is_err() || s.next == s.end {
                     break;
@@ -113,6 +114,7 @@ impl Clear {
             }
         }
         self.finish();
+        true
     }
 
     /// The stripe is locked for this.
@@ -135,7 +137,9 @@ impl Clear {
         } else if self.s.borrow().wanted == 0 {
             // The last of a batch without durable bits: not from here, for `advance` may be further up the stack.
             let me = self.clone();
-            e.core.reactor().defer(move |_| me.advance());
+            e.core.reactor().defer(move |_| {
+                me.advance();
+            });
         }
     }
 

@@ -90,6 +90,11 @@ pub(super) struct Engine {
     parked: RefCell<Vec<Rc<Txn>>>,
     stable_waiters: RefCell<Vec<Waker>>,
     starved: RefCell<VecDeque<Starved>>,
+    feeding: Cell<bool>,
+    feed_again: Cell<bool>,
+    /// Stripes whose waiting requests may go on.
+    to_pump: RefCell<VecDeque<u64>>,
+    pumping: Cell<bool>,
     look_again: RefCell<Option<Timer>>,
     pub(super) slots_wanted: Signal,
     txns: RefCell<Vec<Rc<Txn>>>,
@@ -129,6 +134,10 @@ impl Engine {
             parked: RefCell::default(),
             stable_waiters: RefCell::default(),
             starved: RefCell::default(),
+            feeding: Cell::new(false),
+            feed_again: Cell::new(false),
+            to_pump: RefCell::default(),
+            pumping: Cell::new(false),
             look_again: RefCell::default(),
             slots_wanted: Signal::default(),
             txns: RefCell::default(),
@@ -198,8 +207,22 @@ impl Engine {
         txn.start(self, stripe, hosts);
     }
 
-    /// Lets those go on who wait for a stripe.
+    /// Lets those go on who wait for a stripe; if this is called by one of them, after it.
     pub(super) fn pump(self: &Rc<Self>, stripe: u64) {
+        self.to_pump.borrow_mut().push_back(stripe);
+        if self.pumping.replace(true) {
+            // Offline, each ends at once and lets the next go on: thousands, so not one inside the other.
+            return;
+        }
+        loop {
+            let next = self.to_pump.borrow_mut().pop_front();
+            let Some(stripe) = next else { break };
+            self.pump_one(stripe);
+        }
+        self.pumping.set(false);
+    }
+
+    fn pump_one(self: &Rc<Self>, stripe: u64) {
         loop {
             let mut writes = self.gathered.take();
             let ready = self.stripes.next(stripe, self.map.is_committing(stripe), MOST_JOINED, &mut writes);
@@ -428,23 +451,35 @@ impl Engine {
         self.look_again.replace(Some(timer));
     }
 
-    /// Something was given back: those who wait try again, in order, until one finds too little.
+    /// Something was given back: those who wait try again, in order, until one finds too little. If this is called by one of them,
+    /// then after it.
     pub(super) fn feed(self: &Rc<Self>) {
-        let mut left = self.starved.borrow().len();
-        while left > 0 {
-            left -= 1;
+        if self.feeding.replace(true) {
+            return self.feed_again.set(true);
+        }
+        loop {
+            self.feed_again.set(false);
+            self.feed_in_order();
+            if !self.feed_again.get() {
+                break;
+            }
+        }
+        self.feeding.set(false);
+    }
+
+    fn feed_in_order(self: &Rc<Self>) {
+        let left = self.starved.borrow().len();
+        for _ in 0..left {
             let next = self.starved.borrow_mut().pop_front();
             let Some(next) = next else { return };
-            let before = self.starved.borrow().len();
-            match next {
+            let fed = match next {
                 Starved::Txn(t) => t.retry(self),
                 Starved::Read(r) => r.retry(self),
                 Starved::Clear(c) => c.advance(),
                 Starved::Remote(a) => a.start(self),
-            }
-            let fed = self.starved.borrow().len() <= before;
+            };
             if !fed {
-                // It queued itself at the end: it keeps its place.
+                // Queueing itself at the end was the last thing it did: it keeps its place.
                 let mut q = self.starved.borrow_mut();
                 if let Some(last) = q.pop_back() {
                     q.push_front(last);

@@ -87,9 +87,7 @@ impl Engine {
 
     /// Ends when a round that begins from now on has ended.
     pub(super) async fn round(self: &Rc<Self>) -> Result<(), Offline> {
-        if !self.needs_rounds() {
-            return self.until_stable().await;
-        }
+        // Also if no member has a volatile cache: transactions may wait for a round that were written while one had.
         let n = self.ask_round();
         poll_fn(|cx| {
             if self.shared.is_offline() {

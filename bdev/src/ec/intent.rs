@@ -11,7 +11,7 @@ use super::engine::Engine;
 use super::flush::Offline;
 use super::format::PageKind;
 use super::layout::{Layout, PAGE_BITS};
-use super::signal::Signal;
+use super::signal::{Signal, Turn};
 use super::txn::Txn;
 
 /// The bits, and which regions were written lately.
@@ -25,12 +25,14 @@ pub(super) struct Intent {
     /// Of each page, the sequence last written.
     pub(super) sequence: RefCell<Vec<u64>>,
     /// Per region: rounds that had begun when a write in it ended, plus 1; 0: none.
-    written: RefCell<Vec<u32>>,
+    written: RefCell<Vec<u64>>,
     /// Writes in place in flight, per region.
     flying: RefCell<Vec<u16>>,
     flushed: Cell<u64>,
     waiting: RefCell<Vec<Rc<Txn>>>,
     pub(super) signal: Signal,
+    /// Of a page only one slot is written at a time: the other is whole meanwhile.
+    storing: Turn,
 }
 
 fn get(bits: &[u64], at: u64) -> bool {
@@ -55,6 +57,7 @@ impl Intent {
             flushed: Cell::new(0),
             waiting: RefCell::default(),
             signal: Signal::default(),
+            storing: Turn::default(),
         }
     }
 
@@ -71,7 +74,7 @@ impl Intent {
     /// It has ended; `begun` rounds had begun.
     pub(super) fn end(&self, region: u64, begun: u64) {
         self.flying.borrow_mut()[region as usize] -= 1;
-        self.written.borrow_mut()[region as usize] = u32::try_from(begun + 1).unwrap_or(u32::MAX);
+        self.written.borrow_mut()[region as usize] = begun + 1;
     }
 
     /// Sets the bits of all regions that a member which fails now may lack writes of. `volatile`: completed writes count.
@@ -80,7 +83,7 @@ impl Intent {
         let (written, flying) = (self.written.borrow(), self.flying.borrow());
         for region in 0..written.len() {
             // Written when `w - 1` rounds had begun: covered by round `w` and later ones.
-            let unflushed = volatile && written[region] != 0 && u64::from(written[region]) > self.flushed.get();
+            let unflushed = volatile && written[region] != 0 && written[region] > self.flushed.get();
             if unflushed || flying[region] != 0 {
                 set(&mut bits, region as u64);
             }
@@ -99,6 +102,16 @@ impl Intent {
     /// Sets a bit that was found, or must be there before the next generation is stored.
     pub(super) fn set(&self, region: u64) {
         set(&mut self.bits.borrow_mut(), region);
+    }
+
+    /// Takes over the bits of a page of the present generation that recovery found.
+    pub(super) fn load(&self, page: u32, bytes: &[u8]) {
+        let first = page as usize * (PAGE_BITS / 64) as usize;
+        for (i, word) in bytes.chunks_exact(8).enumerate() {
+            let word = u64::from_le_bytes(std::array::from_fn(|b| word[b]));
+            self.bits.borrow_mut()[first + i] = word;
+            self.durable.borrow_mut()[first + i] = word;
+        }
     }
 
     /// `txn` waits for its region's bit.
@@ -139,6 +152,7 @@ impl Engine {
     /// Writes all pages of the write-intent bitmap to the live members and makes them durable.
     pub(super) async fn store_intent(self: &Rc<Self>, all: bool) -> Result<(), Offline> {
         let i = &self.intent;
+        let _turn = i.storing.take().await;
         let pages = if all { (0..self.shared.layout.wib_pages() as u32).collect() } else { i.dirty_pages() };
         if pages.is_empty() {
             return Ok(());

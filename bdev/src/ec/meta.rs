@@ -195,16 +195,21 @@ impl Engine {
         bits: &[u8],
     ) {
         let header = PageHeader { array: self.array, kind, index, sequence, generation };
+        self.write_page_to(self.written_to(), header, bits).await;
+    }
+
+    /// Writes a page to the members of `slots`; it is durable when this ends. Members that fail it are failed members.
+    pub(super) async fn write_page_to(self: &Rc<Self>, slots: u64, header: PageHeader, bits: &[u8]) {
         let mut buf = self.meta.page().await;
         if let Some(out) = buf.get_mut() {
             header.encode(bits, &mut out[..PAGE_BYTES as usize]);
         }
         let l = &self.shared.layout;
-        let at = match kind {
-            PageKind::Map => l.map_page_at(u64::from(index), header.side()),
-            PageKind::Wib => l.wib_page_at(u64::from(index), header.side()),
+        let at = match header.kind {
+            PageKind::Map => l.map_page_at(u64::from(header.index), header.side()),
+            PageKind::Wib => l.wib_page_at(u64::from(header.index), header.side()),
         };
-        self.write_to_all(self.written_to(), at, &buf).await;
+        self.write_to_all(slots, at, &buf).await;
         self.meta.stock_page(buf);
     }
 

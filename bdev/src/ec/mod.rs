@@ -10,6 +10,7 @@
 mod alternate;
 pub mod arrays;
 pub mod assemble;
+mod bitmaps;
 pub mod check;
 mod clear;
 pub mod create;

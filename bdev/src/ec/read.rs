@@ -106,12 +106,17 @@ impl Read {
         });
     }
 
-    /// Tries once more to get what it waits for.
-    pub(super) fn retry(self: &Rc<Self>, engine: &Rc<Engine>) {
-        self.run(engine, |me, engine, s| match me.phase.get() {
-            Phase::Starved => me.direct(engine, s),
-            _ => me.sources(engine, s),
+    /// Tries once more to get what it waits for. False: it waits again.
+    pub(super) fn retry(self: &Rc<Self>, engine: &Rc<Engine>) -> bool {
+        let mut fed = true;
+        self.run(engine, |me, engine, s| {
+            match me.phase.get() {
+                Phase::Starved => me.direct(engine, s),
+                _ => me.sources(engine, s),
+            }
+            fed = !matches!(me.phase.get(), Phase::Starved | Phase::Hungry);
         });
+        fed
     }
 
     /// The stripe is locked against writers.

@@ -10,9 +10,9 @@ use longshore_reactor::DmaBuf;
 use super::engine::Engine;
 use super::faults::{self, Window};
 use super::flush::Offline;
-use super::format::{PageHeader, PageKind, RECORD_BYTES, RecordHeader, newest};
+use super::format::{RECORD_BYTES, RecordHeader};
 use super::journal::MARK;
-use super::layout::{PAGE_BITS, PAGE_BYTES};
+use super::layout::PAGE_BYTES;
 use super::txn::masked;
 use crate::io::{IoFlags, Op};
 
@@ -52,70 +52,6 @@ fn decide(all: BTreeMap<u64, Found>, tail: u64, live: u64) -> (Vec<(u64, Found)>
 }
 
 impl Engine {
-    /// Reads both bitmaps. Of each page the newest slot of all members counts.
-    pub(super) async fn load_bitmaps(self: &Rc<Self>) -> Result<(), Offline> {
-        let l = self.shared.layout;
-        for page in 0..l.map_pages() as u32 {
-            if let Some((header, bits)) = self.newest_page(PageKind::Map, page).await {
-                self.map.sequence.borrow_mut()[page as usize] = header.sequence;
-                self.map.load(&self.shared, page, &bits);
-            }
-        }
-        let generation = self.table.borrow().wib_generation;
-        for page in 0..l.wib_pages() as u32 {
-            let Some((header, bits)) = self.newest_page(PageKind::Wib, page).await else { continue };
-            self.intent.sequence.borrow_mut()[page as usize] = header.sequence;
-            if generation == 0 || header.generation != generation {
-                continue;
-            }
-            for (i, &byte) in bits.iter().enumerate() {
-                for bit in (0..8).filter(|bit| byte >> bit & 1 != 0) {
-                    let region = u64::from(page) * PAGE_BITS + i as u64 * 8 + bit;
-                    if region < l.regions() {
-                        self.intent.set(region);
-                    }
-                }
-            }
-        }
-        if self.shared.is_offline() { Err(Offline) } else { Ok(()) }
-    }
-
-    async fn newest_page(self: &Rc<Self>, kind: PageKind, page: u32) -> Option<(PageHeader, Vec<u8>)> {
-        let l = self.shared.layout;
-        let mut best: Option<(PageHeader, Vec<u8>)> = None;
-        for slot in masked(self.live()) {
-            let sides = [self.meta.page().await, self.meta.page().await];
-            for (side, buf) in sides.iter().enumerate() {
-                let at = match kind {
-                    PageKind::Map => l.map_page_at(u64::from(page), side as u64),
-                    PageKind::Wib => l.wib_page_at(u64::from(page), side as u64),
-                };
-                if self.read_meta(slot, at, &buf.slice(0, PAGE_BYTES as usize)).await.is_err() {
-                    self.fail_member(slot, "a page of a bitmap could not be read");
-                }
-            }
-            let bytes = PAGE_BYTES as usize;
-            let views = [&sides[0].as_slice()[..bytes], &sides[1].as_slice()[..bytes]];
-            if let Ok((header, bits)) = newest(views, self.array, kind, page)
-                && best.as_ref().is_none_or(|(b, _)| b.sequence < header.sequence)
-            {
-                best = Some((header, bits.to_vec()));
-            }
-            sides.into_iter().for_each(|b| self.meta.stock_page(b));
-        }
-        best
-    }
-
-    /// Writes each page of the map once more, as it counts now: members may have different ones.
-    pub(super) async fn level_map(self: &Rc<Self>) {
-        for page in 0..self.shared.layout.map_pages() as u32 {
-            // Never written: all members agree that nothing was.
-            if self.map.sequence.borrow()[page as usize] != 0 {
-                self.store_map_page(page).await;
-            }
-        }
-    }
-
     /// Replays the journal: rolls forward what may have been begun in place, and leaves the rest. In place and durable when this
     /// ends; the caller voids the records.
     pub(super) async fn replay(self: &Rc<Self>) -> Result<Recovered, Offline> {
@@ -187,7 +123,7 @@ impl Engine {
         if self.shared.is_offline() { Err(Offline) } else { Ok(done) }
     }
 
-    async fn flush_member(self: &Rc<Self>, slot: usize) -> Result<(), Offline> {
+    pub(super) async fn flush_member(self: &Rc<Self>, slot: usize) -> Result<(), Offline> {
         self.members[slot].dirty.set(false);
         self.shared.counters.member_flushes.add(1);
         let status = self.flush_request(slot).await;

@@ -101,7 +101,11 @@ impl Remote {
         self.held.borrow_mut()[at as usize] = Some(io);
         let id = self.shared.id;
         self.shared.home.send(move |_| match engine_here(id) {
-            Some(engine) => arrived.start(&engine),
+            // Behind those who wait already.
+            Some(engine) if engine.is_starving() => engine.starve_other(Starved::Remote(Box::new(arrived))),
+            Some(engine) => {
+                arrived.start(&engine);
+            }
             None => arrived.ticket.answer(Status::NAMESPACE_NOT_READY),
         });
     }
@@ -122,12 +126,14 @@ struct Proxy {
 }
 
 impl Arrived {
-    /// Starts it, now or when there is a request for it.
-    pub(super) fn start(self, engine: &Rc<Engine>) {
+    /// Starts it, now or when there is a request for it. False: it waits.
+    pub(super) fn start(self, engine: &Rc<Engine>) -> bool {
         let Some(mut io) = engine.core.get_child(self.nest) else {
-            return engine.starve_other(Starved::Remote(Box::new(self)));
+            engine.starve_other(Starved::Remote(Box::new(self)));
+            return false;
         };
-        io.io_mut().nest = self.nest;
+        // Its children may use more of the reserve than it: however many have arrived, one can go on.
+        io.io_mut().nest = self.nest.saturating_add(1);
         io.prepare(self.op, self.flags, self.lba, self.nblocks);
         io.io_mut().aux = self.aux;
         let proxy = Rc::new(Proxy { lent: self.lent, ticket: self.ticket });
@@ -136,6 +142,7 @@ impl Arrived {
         unsafe { io.set_iov(proxy.lent.0.as_ptr(), proxy.lent.0.len() as u32) };
         io.begin(proxy, 0);
         engine.submit(io);
+        true
     }
 }
 

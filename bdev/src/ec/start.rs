@@ -169,12 +169,14 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
         engine.shared.set_state(slot, state);
     }
     engine.intent.generation.set(head.wib_generation);
+    engine.settle_members().await;
     engine.complete_head(&head).await;
-    engine.load_bitmaps().await?;
+    let uneven = engine.load_bitmaps().await?;
     // An odd step: the copy that is not the newest on any member is the one that is overwritten.
     engine.establish(2, |_| {}).await?;
     engine.stable_again();
-    engine.level_map().await;
+    // Before any page is written anew.
+    engine.level(uneven).await;
     let done = engine.replay().await?;
     if faults::is(Mutant::DiscardedNotVoided) {
         engine.establish(0, |_| {}).await?;

@@ -2,6 +2,7 @@
 
 mod basic;
 mod hung;
+mod mended;
 mod reads;
 
 use std::future::Future;
@@ -11,7 +12,7 @@ use longshore_reactor::Reactor;
 use longshore_reactor::sim::{Settings, Sim};
 use uuid::Uuid;
 
-use super::format::{Features, MATRIX_CAUCHY, MemberEntry, Stamp, Superblock};
+use super::format::{Features, MATRIX_CAUCHY, MemberEntry, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock};
 use super::layout::{Layout, LayoutOptions};
 use super::{Tuning, start};
 use crate::core::CoreState;
@@ -100,7 +101,32 @@ impl Small {
             let at = Layout::superblock_at(head.copy()) / bs;
             let ch = desc.channel().unwrap();
             assert!(ch.write(at, (4096 / bs) as u32, buf, IoFlags::NONE).await.0.is_ok());
+            drop((ch, desc));
+            for index in 0..self.layout.map_pages() as u32 {
+                let header = PageHeader { array: head.array, kind: PageKind::Map, index, sequence: 0, generation: 0 };
+                let mut page = vec![0; 4096];
+                header.encode(&[0; PAGE_BITS_BYTES], &mut page);
+                self.put(r, slot, self.layout.map_page_at(u64::from(index), 0), &page).await;
+            }
         }
+    }
+
+    /// Writes 4 KiB at byte `at` of a member, past the array.
+    pub(crate) async fn put(&self, r: &Reactor, slot: usize, at: u64, bytes: &[u8]) {
+        let desc = self.open(slot).unwrap();
+        let (ch, bs) = (desc.channel().unwrap(), u64::from(self.blocks[slot]));
+        let mut buf = filled(r, 4096, 0);
+        buf.get_mut().unwrap().copy_from_slice(bytes);
+        assert!(ch.write(at / bs, (4096 / bs) as u32, buf, IoFlags::NONE).await.0.is_ok());
+    }
+
+    /// The 4 KiB at byte `at` of a member.
+    pub(crate) async fn get(&self, r: &Reactor, slot: usize, at: u64) -> Vec<u8> {
+        let desc = self.registry.open(&format!("m{slot}"), false, Box::new(|_| {})).unwrap();
+        let (ch, bs) = (desc.channel().unwrap(), u64::from(self.blocks[slot]));
+        let (s, buf) = ch.read(at / bs, (4096 / bs) as u32, filled(r, 4096, 0)).await;
+        assert!(s.is_ok());
+        buf.unwrap().as_slice().to_vec()
     }
 
     pub(crate) fn open(&self, slot: usize) -> Result<BdevDesc, BdevError> {
@@ -133,7 +159,9 @@ impl Small {
         }
         let members =
             (0..self.layout.n()).map(|s| if absent.contains(&s) { None } else { self.open(s).ok() }).collect();
-        start(&self.registry, "a", head.unwrap(), members, Tuning { nonce: Some(1000), ..Tuning::default() }).await
+        let head = head.unwrap();
+        let tuning = Tuning { nonce: Some(1000 + head.stamp.epoch), ..Tuning::default() };
+        start(&self.registry, "a", head, members, tuning).await
     }
 
     /// Ends the session in order.

@@ -107,9 +107,15 @@ impl Txn {
         });
     }
 
-    /// Tries once more to get what it needs.
-    pub(super) fn retry(self: &Rc<Self>, engine: &Rc<Engine>) {
-        self.run(engine, |me, engine, s| me.begin(engine, s));
+    /// Tries once more to get what it needs. False: it waits again.
+    pub(super) fn retry(self: &Rc<Self>, engine: &Rc<Engine>) -> bool {
+        let mut fed = true;
+        // Looked at before it ends: then it may wait again as another one.
+        self.run(engine, |me, engine, s| {
+            me.begin(engine, s);
+            fed = me.phase.get() != Phase::Starved;
+        });
+        fed
     }
 
     /// The round that it waited for has ended, or the array is offline.

@@ -1,0 +1,113 @@
+//! The bitmaps at the start of a session: what they are, and members that differ are brought to one page.
+//!
+//! A page has two slots, and a write of it overwrites the one that is not in force. A crash may leave the page that was being written
+//! on some members only. It counts, and the others get it *with the sequence that it has*: on them it goes to the slot where its
+//! write was cut short. A higher sequence would go to the other slot, the only one that is whole there until that write is done.
+
+use std::rc::Rc;
+
+use super::engine::Engine;
+use super::flush::Offline;
+use super::format::{PageHeader, PageKind};
+use super::layout::{PAGE_BITS, PAGE_BYTES};
+use super::txn::masked;
+
+/// A page as it counts.
+pub(super) struct Page {
+    header: PageHeader,
+    bits: Vec<u8>,
+    /// Members, by slot, that have it.
+    have: u64,
+}
+
+impl Engine {
+    /// Makes durable what an earlier session left in caches of members: what is read from here on is not lost again.
+    pub(super) async fn settle_members(self: &Rc<Self>) {
+        for slot in masked(self.live()) {
+            if self.members[slot].volatile.get() && self.flush_member(slot).await.is_err() {
+                self.fail_member(slot, "a flush failed");
+            }
+        }
+    }
+
+    /// Reads both bitmaps. Of each page the newest slot of all members counts; those come back that some member lacks, for
+    /// [`level`](Engine::level).
+    pub(super) async fn load_bitmaps(self: &Rc<Self>) -> Result<Vec<Page>, Offline> {
+        let l = self.shared.layout;
+        let mut uneven = Vec::new();
+        for index in 0..l.map_pages() as u32 {
+            let Some(page) = self.newest_page(PageKind::Map, index, 0).await else {
+                // A new array has all of them: it was lost, and nobody knows which stripes hold data.
+                tracing::error!("array '{}': page {index} of its map is whole on no member", self.shared.name);
+                self.go_offline("a page of its map is whole on no member: which stripes hold data is not known");
+                return Err(Offline);
+            };
+            self.map.sequence.borrow_mut()[index as usize] = page.header.sequence;
+            self.map.load(&self.shared, index, &page.bits);
+            uneven.extend((self.live() & !page.have != 0).then_some(page));
+        }
+        let generation = self.table.borrow().wib_generation;
+        for index in 0..l.wib_pages() as u32 {
+            let page = self.newest_page(PageKind::Wib, index, generation).await;
+            if let Some(page) = &page {
+                self.intent.sequence.borrow_mut()[index as usize] = page.header.sequence;
+            }
+            match page {
+                _ if generation == 0 => {}
+                Some(page) => {
+                    self.intent.load(index, &page.bits);
+                    uneven.extend((self.live() & !page.have != 0).then_some(page));
+                }
+                None => {
+                    tracing::warn!(
+                        "array '{}': page {index} of the write-intent bitmap is whole on no member: all its regions count as written",
+                        self.shared.name
+                    );
+                    let first = u64::from(index) * PAGE_BITS;
+                    (first..l.regions().min(first + PAGE_BITS)).for_each(|r| self.intent.set(r));
+                }
+            }
+        }
+        if self.shared.is_offline() { Err(Offline) } else { Ok(uneven) }
+    }
+
+    /// The page with the highest sequence; with `generation`, only pages of it count.
+    async fn newest_page(self: &Rc<Self>, kind: PageKind, index: u32, generation: u64) -> Option<Page> {
+        let l = self.shared.layout;
+        let mut best: Option<Page> = None;
+        for slot in masked(self.live()) {
+            for side in 0..2 {
+                let at = match kind {
+                    PageKind::Map => l.map_page_at(u64::from(index), side),
+                    PageKind::Wib => l.wib_page_at(u64::from(index), side),
+                };
+                let buf = self.meta.page().await;
+                if self.read_meta(slot, at, &buf.slice(0, PAGE_BYTES as usize)).await.is_err() {
+                    self.fail_member(slot, "a page of a bitmap could not be read");
+                } else if let Ok((header, bits)) =
+                    PageHeader::decode_at(&buf.as_slice()[..PAGE_BYTES as usize], self.array, kind, index, side)
+                    && (generation == 0 || header.generation == generation)
+                {
+                    match &mut best {
+                        Some(b) if b.header.sequence > header.sequence => {}
+                        Some(b) if b.header.sequence == header.sequence => {
+                            if b.header == header && b.bits == bits {
+                                b.have |= 1 << slot;
+                            }
+                        }
+                        _ => best = Some(Page { header, bits: bits.to_vec(), have: 1 << slot }),
+                    }
+                }
+                self.meta.stock_page(buf);
+            }
+        }
+        best
+    }
+
+    /// Writes pages to the members that lack them: see the module.
+    pub(super) async fn level(self: &Rc<Self>, uneven: Vec<Page>) {
+        for p in uneven {
+            self.write_page_to(self.written_to() & !p.have, p.header, &p.bits).await;
+        }
+    }
+}
