@@ -5,7 +5,7 @@
 //! * [`check`]: verification of an array from its members, which changes nothing.
 //! * [`create`]: from base devices to members that can be started from.
 //! * [`layout`]: where everything is on a member, and which strip is whose. Pure arithmetic.
-//! * [`format`]: the structures on the members, byte for byte. Pure encoding and decoding; `docs/format-ec.md` describes them.
+//! * [`mod@format`]: the structures on the members, byte for byte. Pure encoding and decoding; `docs/format-ec.md` describes them.
 
 mod alternate;
 pub mod arrays;

@@ -32,7 +32,8 @@ struct Found {
 /// Which transactions are rolled forward, in order, and how many are not. `live`: members that take part in recovery.
 ///
 /// A transaction is rolled forward if every live participant has its record whole. Data are overwritten in place only after all of
-/// them were durable; a participant that had failed by then is named failed, and so is not live.
+/// them were durable; a participant that had failed by then is named failed, and so is not live. One that had failed and is live all
+/// the same was not named yet: nothing was begun.
 fn decide(all: BTreeMap<u64, Found>, tail: u64, live: u64) -> (Vec<(u64, Found)>, u64) {
     let (mut forward, mut discarded) = (Vec::new(), 0);
     for (txn, found) in all.into_iter().filter(|(txn, _)| *txn >= tail) {

@@ -22,7 +22,7 @@ pub struct RecordHeader {
     pub tail: u64,
     /// The stripe that is written.
     pub stripe: u64,
-    /// The members that have a record of this transaction: bit `i` is slot `i`.
+    /// The members whose strip the transaction changes: bit `i` is slot `i`. They have a record of it unless they were out.
     pub participants: u64,
     /// The slot of the member that this record is for.
     pub slot: u32,

@@ -275,8 +275,10 @@ impl Txn {
             takes_part &= takes_part - 1;
         }
         (s.id, s.tail) = engine.journal.begin(slot, s.stripe);
+        // Also members that are out at present: if no superblock that names them failed survives, nothing was begun in place, and
+        // recovery, finding such a member in sync but without its record, discards the others.
         let mut participants = 0;
-        masked(takes_part).for_each(|i| participants |= 1 << l.slot_of(s.stripe, i));
+        masked(compute::written(&l, s)).for_each(|i| participants |= 1 << l.slot_of(s.stripe, i));
         let (block, at) = (l.block as usize, l.journal_at(slot));
         let headers = compute::headers(&l);
         for i in masked(takes_part) {
