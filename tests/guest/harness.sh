@@ -60,11 +60,15 @@ must() { "$@" > /tmp/must.out 2>&1 || { echo "  NOT: set up: $*"; sed 's/^/    /
 
 # serve BYTES [PARAMETERS]: a fresh daemon with one subsystem that has a file of so many bytes as namespace 1.
 serve() {
-  must ask fresh
-  must rpc nvmf_create_transport '{"trtype":"TCP"}'
-  must rpc nvmf_create_subsystem '{"nqn":"'$NQN'","allow_any_host":true,"serial_number":"LSGUEST1","max_namespaces":16'"${2:-}"'}'
+  serve_empty "${2:-}"
   add_file_bdev file1 "$1"
   must add_ns 1 file1
+}
+# serve_empty [PARAMETERS]: the same without a namespace.
+serve_empty() {
+  must ask fresh
+  must rpc nvmf_create_transport '{"trtype":"TCP"}'
+  must rpc nvmf_create_subsystem '{"nqn":"'$NQN'","allow_any_host":true,"serial_number":"LSGUEST1","max_namespaces":16'"${1:-}"'}'
   must rpc nvmf_subsystem_add_listener '{"nqn":"'$NQN'",'"$LISTEN"'}'
 }
 add_file_bdev() {
@@ -138,6 +142,6 @@ start_load() {
 # Each fio must have ended without error or miscompare.
 stop_load() { touch /tmp/load.stop; wait "$LOAD" || { grep -E 'err=|signal|verify:' /tmp/load.out; tail -n 12 /tmp/load.out; return 1; }; }
 goes_on() { kill -0 "$LOAD" 2>/dev/null || { tail -n 12 /tmp/load.out; return 1; }; }
-# under_way DISK: waits for 200 more writes
-under_way() { local now; now=$(writes_done "$1"); until_true 90 writes_passed "$1" $((now + 200)); }
+# under_way DISK [WRITES]: waits for so many more writes (200)
+under_way() { local now; now=$(writes_done "$1"); until_true 90 writes_passed "$1" $((now + ${2:-200})); }
 trap 'for job in $(jobs -p); do kill "$job" 2>/dev/null; done' EXIT

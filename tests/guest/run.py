@@ -221,6 +221,12 @@ class Control:
                     os.posix_fallocate(f.fileno(), 0, int(size))
                     os.truncate(path, int(size))
                 return str(path)
+            case "sparse":  # NAME BYTES: the same without blocks
+                name, size = rest.split()
+                path = d.state / name
+                with open(path, "wb") as f:
+                    f.truncate(int(size))
+                return str(path)
             case "save":
                 d.save()
             case "kill9":
