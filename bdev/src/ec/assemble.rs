@@ -156,6 +156,18 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// What to do about it, where the reason does not say so itself; to be written behind it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Refusal::TooFew { .. } => {
+                ". Attach the members that are missing; bdev_ec_create with salvage_requested starts with what is there, and loses what it lacks"
+            }
+            _ => "",
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -32,6 +32,9 @@ thread_local! {
     static ENGINES: RefCell<HashMap<u64, Rc<Engine>>> = RefCell::default();
 }
 
+/// Told of an array's events, on its home core. Must not block.
+pub(super) type Watch = Box<dyn Fn(Event) + Send + Sync>;
+
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// The engine of this number, if this is its home core.
@@ -50,6 +53,18 @@ pub async fn start(
     head: Superblock,
     members: Vec<Option<BdevDesc>>,
     tuning: Tuning,
+) -> Result<Arc<BdevNode>, BdevError> {
+    start_watched(registry, name, head, members, tuning, None).await
+}
+
+/// As [`start`]; `watch` is told of the array's events.
+pub(super) async fn start_watched(
+    registry: &Arc<Registry>,
+    name: &str,
+    head: Superblock,
+    members: Vec<Option<BdevDesc>>,
+    tuning: Tuning,
+    watch: Option<Watch>,
 ) -> Result<Arc<BdevNode>, BdevError> {
     let core = CoreState::current();
     let layout = head.layout;
@@ -70,6 +85,9 @@ pub async fn start(
         Box::new(move |event: Event| {
             if let Some(r) = registry.upgrade() {
                 r.notifications.push(event.name(), &name);
+            }
+            if let Some(watch) = &watch {
+                watch(event);
             }
         })
     };

@@ -3,19 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use longshore_bdev::ec::arrays::{self, ASSEMBLE_TIMEOUT, ArrayInfo, describe};
+use longshore_bdev::BdevNode;
+use longshore_bdev::ec::arrays::{self, ASSEMBLE_TIMEOUT, ArrayInfo};
 use longshore_bdev::ec::create::Options;
 use longshore_bdev::ec::format::MemberState;
-use longshore_bdev::ec::{Ec, ScrubOptions};
-use longshore_bdev::{BdevError, BdevNode};
-use serde_json::{Value, json};
+use longshore_bdev::ec::{Ec, ScrubOptions, Tuning};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::config::Entry;
-use crate::error::{EBUSY, EEXIST, EINVAL, ENODEV, EPERM, Reply};
+use crate::error::{EBUSY, EEXIST, EINVAL, ENODEV, EPERM, Reply, RpcError};
 use crate::method::{Method, Registry, When};
-use crate::methods::bdev::find;
 use crate::params;
 
 params! {
@@ -57,8 +56,10 @@ params! {
 
 params! {
     struct SetOptions {
-        /// Seconds that absent members of an array are waited for, from the first member on, before it starts without them.
-        assemble_timeout_sec: u32 = ASSEMBLE_TIMEOUT.as_secs() as u32,
+        /// Seconds that absent members of an array are waited for, from the first member on, before it starts without them; at first 10.
+        assemble_timeout_sec: Option<u32>,
+        /// A member that takes longer than so many milliseconds for a request has failed; at least 100, at first 30000. For arrays started from now on.
+        member_timeout_ms: Option<u32>,
     }
 }
 
@@ -103,9 +104,11 @@ pub(super) fn declare(registry: &mut Registry) {
             .doc(
                 "Erasure-coded arrays, their members and counters. Parity rotates, so that every member has the role `rotating`. Its state \
                  is `normal`, `failed`, `replacing` or `empty`. `overhead_percent` is parity and metadata as a share of what the members \
-                 have together, what larger members have unused included.",
+                 have together, what larger members have unused included. `reason` says why a member failed since the array started, and \
+                 `unused_bdevs` which devices of it were found and not taken, and why. An array that is not started is not listed: asked for by \
+                 its name, it is an error that says why.",
             )
-            .result("array of {name, uuid, k, m, n, strip_size_kb, failed_count, offline, block_size, num_blocks, overhead_percent, stats{}, base_bdevs[]}")
+            .result("array of {name, uuid, k, m, n, strip_size_kb, failed_count, offline, offline_reason, block_size, num_blocks, overhead_percent, stats{}, base_bdevs[], unused_bdevs[]}")
             .error(-ENODEV, "No such device"),
     );
     registry.add(
@@ -120,14 +123,12 @@ pub(super) fn declare(registry: &mut Registry) {
             .example(json!({"name": "Ec0", "clear_sb": true}), json!(true)),
     );
     registry.add(
-        Method::new("bdev_ec_set_options", When::Any, |app, p: SetOptions| async move {
-            app.arrays.set_assemble_timeout(Duration::from_secs(p.assemble_timeout_sec.into()));
-            Ok(json!(true))
-        })
-        .doc("How arrays are found on devices. Saved.")
-        .changes()
-        .result("true")
-        .example(json!({"assemble_timeout_sec": 30}), json!(true)),
+        Method::new("bdev_ec_set_options", When::Any, set_options)
+            .doc("How arrays are found on devices and run. What is not given stays as it is. Saved.")
+            .changes()
+            .result("true")
+            .error(-EINVAL, "Invalid argument: `data` says which")
+            .example(json!({"assemble_timeout_sec": 30}), json!(true)),
     );
     scrubs(registry);
 }
@@ -178,9 +179,36 @@ fn scrubs(registry: &mut Registry) {
 }
 
 /// Calls `f` with the array of this name.
-fn with_array<R>(app: &App, name: &str, f: impl FnOnce(&Ec) -> R) -> Result<R, BdevError> {
-    let node = app.bdevs.find(name).ok_or_else(|| BdevError::NotFound(name.to_owned()))?;
-    arrays::array(&node).map(f).ok_or_else(|| BdevError::NotFound(format!("{name} (which is no erasure-coded array)")))
+fn with_array<R>(app: &App, name: &str, f: impl FnOnce(&Ec) -> R) -> Result<R, RpcError> {
+    let node = find(app, name)?;
+    match arrays::array(&node) {
+        Some(ec) => Ok(f(ec)),
+        None => Err(RpcError::errno_because(ENODEV, format!("bdev '{name}' is no erasure-coded array"))),
+    }
+}
+
+/// The device of this name; if it is an array that is not started, the error says why.
+fn find(app: &App, name: &str) -> Result<Arc<BdevNode>, RpcError> {
+    super::bdev::find(app, name).map_err(|error| match app.arrays.why_not_started(name) {
+        Some(why) => RpcError::errno_because(ENODEV, format!("array '{name}' is not started: {why}")),
+        None => error,
+    })
+}
+
+async fn set_options(app: Arc<App>, p: SetOptions) -> Reply {
+    if let Some(ms) = p.member_timeout_ms {
+        if ms < 100 {
+            let why = format!(
+                "member_timeout_ms is {ms}: must be at least 100, or slow members would be given up for nothing"
+            );
+            return Err(RpcError::errno_because(EINVAL, why));
+        }
+        app.arrays.set_tuning(Tuning { write_timeout: Duration::from_millis(ms.into()), ..app.arrays.tuning() });
+    }
+    if let Some(seconds) = p.assemble_timeout_sec {
+        app.arrays.set_assemble_timeout(Duration::from_secs(seconds.into()));
+    }
+    Ok(json!(true))
 }
 
 async fn create(app: Arc<App>, p: Create) -> Reply {
@@ -215,11 +243,11 @@ async fn delete(app: Arc<App>, p: Delete) -> Reply {
 }
 
 async fn get(app: Arc<App>, p: Get) -> Reply {
-    let of = |node: &Arc<BdevNode>| Some(array(node, &describe(&app.bdevs, node)?));
+    let of = |node: &Arc<BdevNode>| Some(array(node, &app.arrays.describe(&app.bdevs, node)?));
     match p.name {
         Some(name) => match of(&find(&app, &name)?) {
             Some(array) => Ok(json!([array])),
-            None => Err(BdevError::NotFound(name).into()),
+            None => Err(RpcError::errno_because(ENODEV, format!("bdev '{name}' is no erasure-coded array"))),
         },
         None => Ok(app.bdevs.list().iter().filter_map(of).collect()),
     }
@@ -243,12 +271,13 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
     let bases = info.members.iter().enumerate().map(|(slot, m)| {
         json!({
             "name": m.name, "slot": slot, "role": "rotating", "state": state(m.state), "size": m.bytes,
-            "unused": m.bytes.map(|b| b.saturating_sub(smallest)),
+            "unused": m.bytes.map(|b| b.saturating_sub(smallest)), "reason": m.why,
         })
     });
+    let unused = info.passed_over.iter().map(|(name, why)| json!({"name": name, "reason": why}));
     json!({
         "name": node.name(), "uuid": node.uuid().to_string(), "k": l.k, "m": l.m, "n": l.n(), "strip_size_kb": l.strip / 1024,
-        "failed_count": failed, "offline": info.offline, "block_size": l.block, "num_blocks": node.num_blocks(),
+        "failed_count": failed, "offline": info.offline, "offline_reason": info.offline_because, "block_size": l.block, "num_blocks": node.num_blocks(),
         "overhead_percent": 100.0 * (1.0 - usable as f64 / raw.max(1) as f64),
         "stats": {
             "host_reads": s.host_reads, "host_writes": s.host_writes, "host_flushes": s.host_flushes,
@@ -262,16 +291,22 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
         },
         "rmw_writes": s.read_modify_writes, "full_stripe_writes": s.full_stripe_writes,
         "degraded_reads_reconstructed": s.reconstructed_reads, "degraded_read_eio": s.unrecovered_reads,
-        "base_bdevs": bases.collect::<Vec<_>>(),
+        "base_bdevs": bases.collect::<Vec<_>>(), "unused_bdevs": unused.collect::<Vec<_>>(),
     })
 }
 
 /// The calls that make the arrays again, those that were made by calls.
 pub(super) fn dump(app: &App) -> Vec<Entry> {
-    let timeout = app.arrays.assemble_timeout();
+    let (absent, slow) = (app.arrays.assemble_timeout(), app.arrays.tuning().write_timeout);
     // Said only if it was set: clients compare dumps.
-    let options = (timeout != ASSEMBLE_TIMEOUT)
-        .then(|| Entry::new("bdev_ec_set_options", json!({"assemble_timeout_sec": timeout.as_secs()})));
+    let mut options = Map::new();
+    if absent != ASSEMBLE_TIMEOUT {
+        options.insert("assemble_timeout_sec".into(), absent.as_secs().into());
+    }
+    if slow != Tuning::default().write_timeout {
+        options.insert("member_timeout_ms".into(), (slow.as_millis() as u64).into());
+    }
+    let options = (!options.is_empty()).then(|| Entry::new("bdev_ec_set_options", Value::Object(options)));
     let made = App::lock(&app.arrays_made);
     options.into_iter().chain(made.values().map(|made| Entry::new("bdev_ec_create", made.clone()))).collect()
 }

@@ -4,32 +4,34 @@
 //! waited for [`Arrays::assemble_timeout`] from the first on. Whoever makes or starts an array has the turn: one at a time, so that
 //! nobody makes an array of devices that another one is being started from.
 
+mod found;
+mod info;
+mod link;
+mod notes;
 mod turns;
 
-use std::collections::BTreeMap;
+pub use info::{ArrayInfo, MemberInfo};
+
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use longshore_reactor::{CoreHandle, Reactor};
 use uuid::Uuid;
 
-use super::assemble::{Assembly, Candidate, Decision, Situation, decide};
-use super::create::{MemberIo, Options, Removed, clear, prepare};
+use super::create::{Options, clear, prepare};
 use super::device::Ec;
-use super::format::{FormatError, MemberState, Superblock};
-use super::layout::Layout;
-use super::start::start;
-use super::stats::EcStats;
+use super::format::Superblock;
+use super::start::start_watched;
 use super::tuning::Tuning;
 use crate::desc::BdevDesc;
-use crate::event::{BdevEvent, EventSink};
 use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
+use found::Found;
+use link::Link;
+use notes::Notes;
 use turns::Turns;
 
-/// How often somebody who waits for members looks whether another one has started the array meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Patience with absent members, unless set otherwise.
 pub const ASSEMBLE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -39,49 +41,14 @@ pub struct Arrays {
     started: AtomicUsize,
     turns: Turns,
     timeout_ms: AtomicU64,
-    /// Devices that had a superblock when they were looked at, by array.
-    found: Mutex<BTreeMap<Uuid, Vec<Weak<BdevNode>>>>,
+    tuning: Mutex<Tuning>,
+    found: Found,
+    notes: Notes,
 }
 
 /// An array under its name.
 pub fn array(node: &BdevNode) -> Option<&Ec> {
     node.device().as_any().downcast_ref::<Ec>()
-}
-
-/// A member of a running array.
-pub struct MemberInfo {
-    /// Its device; none if the slot was empty when the array started.
-    pub name: Option<String>,
-    /// How it is used at present.
-    pub state: MemberState,
-    /// Bytes of its device.
-    pub bytes: Option<u64>,
-}
-
-/// What a running array is.
-pub struct ArrayInfo {
-    /// Its geometry.
-    pub layout: Layout,
-    /// Too few members are left to serve requests.
-    pub offline: bool,
-    /// By slot.
-    pub members: Vec<MemberInfo>,
-    /// What the host asked for and what that cost.
-    pub stats: EcStats,
-}
-
-/// What the array `node` is; none for another device.
-pub fn describe(registry: &Registry, node: &BdevNode) -> Option<ArrayInfo> {
-    let ec = array(node)?;
-    let layout = ec.shared.layout;
-    let member = |slot| {
-        let name = ec.shared.member_name(slot);
-        let below = name.as_ref().and_then(|name| registry.find(name));
-        let bytes = below.map(|n| n.num_blocks().saturating_mul(u64::from(n.geometry().block_size)));
-        MemberInfo { name, state: ec.member_state(slot), bytes }
-    };
-    let members = (0..layout.n()).map(member).collect();
-    Some(ArrayInfo { layout, offline: ec.is_offline(), members, stats: ec.stats() })
 }
 
 /// Removes an array; ends when its members are closed and what was acknowledged is durable on them.
@@ -104,7 +71,9 @@ impl Arrays {
             started: AtomicUsize::new(0),
             turns: Turns::default(),
             timeout_ms: AtomicU64::new(ASSEMBLE_TIMEOUT.as_millis() as u64),
-            found: Mutex::default(),
+            tuning: Mutex::default(),
+            found: Found::default(),
+            notes: Notes::default(),
         });
         let weak = Arc::downgrade(&arrays);
         registry.add_examiner(Box::new(move |registry, node| {
@@ -125,10 +94,25 @@ impl Arrays {
         self.timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// How arrays are run that are started from now on.
+    pub fn tuning(&self) -> Tuning {
+        *self.tuning.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets how arrays are run that are started from now on.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        *self.tuning.lock().unwrap_or_else(PoisonError::into_inner) = tuning;
+    }
+
+    /// Why the array of this name or UUID is not started; none if none of its devices is known.
+    pub fn why_not_started(&self, array: &str) -> Option<String> {
+        self.notes.why_not(array)
+    }
+
     /// Makes the array of `o` and starts it, or finds it on its devices and starts it, or finds it running. From any thread.
     ///
     /// # Errors
-    /// As [`prepare`] and [`start`]; another device has the name.
+    /// As [`prepare`] and [`start`](super::start()); another device has the name.
     pub async fn create(self: &Arc<Self>, registry: &Arc<Registry>, o: Options) -> Result<Arc<BdevNode>, BdevError> {
         // It may be about to be started from devices that were registered just now.
         registry.wait_for_examine().await;
@@ -139,12 +123,9 @@ impl Arrays {
                 let same = array(&node).is_some_and(|ec| same(&registry, ec, node.uuid(), &o));
                 return if same { Ok(node) } else { Err(BdevError::Exists(o.name)) };
             }
-            let (removed, link) = link();
-            let prepared = prepare(&registry, &o, &removed).await?;
-            for why in &prepared.rejected {
-                tracing::warn!("array '{}' starts without {why}", o.name);
-            }
-            me.run(&registry, prepared.head, prepared.members, &link).await
+            let link = Link::new();
+            let prepared = prepare(&registry, &o, &link.told()).await?;
+            me.run(&registry, prepared.head, prepared.members, &link, prepared.rejected).await
         })
         .await
     }
@@ -163,6 +144,7 @@ impl Arrays {
         let node = node.ok_or_else(|| BdevError::NotFound(name.to_owned()))?;
         let (uuid, bases) = (node.uuid(), node.device().base_names());
         close(registry, &node).await?;
+        self.notes.forget(uuid);
         if !clear_sb {
             return Ok(());
         }
@@ -183,151 +165,40 @@ impl Arrays {
         self.cores.first().ok_or_else(stopping)?.spawn(f).await.map_err(|_| stopping())?
     }
 
-    fn found(&self) -> MutexGuard<'_, BTreeMap<Uuid, Vec<Weak<BdevNode>>>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn look_at(self: Arc<Self>, registry: &Arc<Registry>, node: &Arc<BdevNode>) {
-        let Some(core) = self.cores.first().cloned() else { return };
-        if node.claim().is_some() || array(node).is_some() {
-            return;
-        }
-        let (registry, node, under_way) = (registry.clone(), node.clone(), registry.examination());
-        core.send(move |r| {
-            let reactor = r.clone();
-            drop(r.spawn(async move {
-                self.examine(&reactor, &registry, &node).await;
-                drop(under_way);
-            }));
-        });
-    }
-
-    async fn examine(self: &Arc<Self>, reactor: &Reactor, registry: &Arc<Registry>, node: &Arc<BdevNode>) {
-        let Some(superblock) = superblock_of(registry, node).await else { return };
-        let array = superblock.array;
-        drop(superblock);
-        self.found().entry(array).or_default().push(Arc::downgrade(node));
-        let started = reactor.now();
-        let patience = reactor.ticks(self.assemble_timeout());
-        loop {
-            let waited = reactor.now().saturating_sub(started) >= patience;
-            if self.consider(registry, array, waited).await || waited {
-                return;
-            }
-            reactor.sleep(LOOK_AGAIN).await;
-        }
-    }
-
-    /// Starts the array if that can be done. False: members are waited for.
-    async fn consider(self: &Arc<Self>, registry: &Arc<Registry>, uuid: Uuid, waited: bool) -> bool {
-        let _turn = self.turns.take().await;
-        if registry.find(&uuid.to_string()).is_some() {
-            return true;
-        }
-        let nodes: Vec<Arc<BdevNode>> = {
-            let mut found = self.found();
-            let list = found.entry(uuid).or_default();
-            list.retain(|n| n.upgrade().is_some_and(|n| !n.is_removing()));
-            list.iter().filter_map(Weak::upgrade).filter(|n| n.claim().is_none()).collect()
-        };
-        let mut candidates = Vec::new();
-        for node in nodes {
-            // Read once more: somebody may have had the turn since.
-            let Some(superblock) = superblock_of(registry, &node).await.filter(|s| s.array == uuid) else { continue };
-            let block = node.geometry().block_size;
-            let bytes = node.num_blocks().saturating_mul(u64::from(block));
-            candidates.push(Candidate { name: node.name().to_owned(), superblock, bytes, block });
-        }
-        match decide(&candidates, Situation { waited, salvage: false }) {
-            Decision::Wait { .. } => return false,
-            Decision::Refuse(_) if candidates.is_empty() => {}
-            Decision::Refuse(why) => tracing::error!("array {uuid} is not started: {why}"),
-            Decision::Assemble(assembly) => {
-                let name = assembly.head.name.clone();
-                if let Err(e) = self.assemble(registry, &candidates, *assembly).await {
-                    tracing::error!("array '{name}' ({uuid}) is not started: {e}");
-                }
-            }
-        }
-        true
-    }
-
-    async fn assemble(
-        self: &Arc<Self>,
-        registry: &Arc<Registry>,
-        candidates: &[Candidate],
-        assembly: Assembly,
-    ) -> Result<(), BdevError> {
-        for (candidate, why) in &assembly.rejected {
-            let name = &candidates[*candidate].name;
-            tracing::warn!("'{name}' is not taken as a member of array '{}': {why}", assembly.head.name);
-        }
-        let (removed, link) = link();
-        let mut members = Vec::with_capacity(assembly.members.len());
-        for (slot, candidate) in assembly.members.iter().enumerate() {
-            members.push(match candidate {
-                Some(c) => {
-                    let io = MemberIo::open(registry, &candidates[*c].name, told(&removed, slot))?;
-                    Some(io.into_desc())
-                }
-                None => None,
-            });
-        }
-        self.run(registry, assembly.head, members, &link).await?;
-        Ok(())
-    }
-
-    /// Starts an array on the core whose turn it is.
+    /// Starts an array on the core whose turn it is; `passed_over` are devices that it does not use, and why.
     async fn run(
-        &self,
+        self: &Arc<Self>,
         registry: &Arc<Registry>,
         head: Superblock,
         members: Vec<Option<BdevDesc>>,
-        link: &Arc<OnceLock<Weak<BdevNode>>>,
+        link: &Link,
+        passed_over: Vec<(String, String)>,
     ) -> Result<Arc<BdevNode>, BdevError> {
         let nodes: Vec<_> = members.iter().map(|m| m.as_ref().map(|m| m.node().clone())).collect();
         let core = &self.cores[self.started.fetch_add(1, Ordering::Relaxed) % self.cores.len()];
-        let (registry, name) = (registry.clone(), head.name.clone());
-        let stopping = BdevError::Busy { name: name.clone(), why: "the reactors are stopping" };
+        let (r, name, uuid, tuning) = (registry.clone(), head.name.clone(), head.array, self.tuning());
+        for (device, why) in &passed_over {
+            tracing::warn!("array '{name}' does not use '{device}': {why}");
+        }
         tracing::warn!("array '{name}' is to try, not for data yet: what it loses cannot be rebuilt in this version");
-        let task = core.spawn(move |_| async move { start(&registry, &name, head, members, Tuning::default()).await });
-        let node = task.await.map_err(|_| stopping)??;
-        let _ = link.set(Arc::downgrade(&node));
-        // Events until here found nobody to tell.
-        for (slot, member) in nodes.iter().enumerate() {
-            if member.as_ref().is_some_and(|m| m.is_removing()) {
-                gone(&node, slot);
+        self.notes.started(uuid, &name, passed_over);
+        let stopping = BdevError::Busy { name: name.clone(), why: "the reactors are stopping" };
+        let (me, watched) = (Arc::downgrade(self), name.clone());
+        let watch = move |event| {
+            if let Some(me) = me.upgrade() {
+                me.notes.event(uuid, event);
             }
+        };
+        let watch = Box::new(watch);
+        let task =
+            core.spawn(move |_| async move { start_watched(&r, &watched, head, members, tuning, Some(watch)).await });
+        let started = task.await.map_err(|_| stopping).flatten();
+        match &started {
+            Ok(node) => link.tie(node, &nodes),
+            Err(e) => self.notes.held_back(uuid, &name, e.to_string()),
         }
-        Ok(node)
+        started
     }
-}
-
-fn gone(node: &BdevNode, slot: usize) {
-    if let Some(ec) = array(node) {
-        ec.member_gone(slot, "its device was removed");
-    }
-}
-
-/// What tells an array of members that go away, and where to put the array when it is there.
-fn link() -> (Removed, Arc<OnceLock<Weak<BdevNode>>>) {
-    let link = Arc::new(OnceLock::<Weak<BdevNode>>::new());
-    let upper = link.clone();
-    let removed = move |slot| {
-        if let Some(node) = upper.get().and_then(Weak::upgrade) {
-            gone(&node, slot);
-        }
-    };
-    (Arc::new(removed), link)
-}
-
-fn told(removed: &Removed, slot: usize) -> EventSink {
-    let removed = removed.clone();
-    Box::new(move |event| {
-        if matches!(event, BdevEvent::Remove) {
-            removed(slot);
-        }
-    })
 }
 
 /// Whether the running array `ec` is the one that `o` asks for.
@@ -339,24 +210,8 @@ fn same(registry: &Registry, ec: &Ec, uuid: Uuid, o: &Options) -> bool {
         && (l.k, l.m) == (o.data_chunk_count as usize, o.parity_chunk_count as usize)
         && l.strip == o.strip_size_kb * 1024
         && o.uuid.is_none_or(|asked| asked == uuid)
-        && crate::device::Bdev::base_names(ec).iter().all(|name| asked.contains(name))
-}
-
-/// The superblock of a device, if it is a member of some array.
-async fn superblock_of(registry: &Arc<Registry>, node: &Arc<BdevNode>) -> Option<Superblock> {
-    let io = MemberIo::look(registry, node.name()).ok()?;
-    match io.superblock().await {
-        Ok(Ok(superblock)) => Some(superblock),
-        Ok(Err(FormatError::Blank | FormatError::Foreign { .. } | FormatError::Short { .. })) => None,
-        Ok(Err(why)) => {
-            tracing::warn!("'{}' is not taken as a member of an array: {why}", node.name());
-            None
-        }
-        Err(e) => {
-            tracing::warn!("'{}' was not examined: {e}", node.name());
-            None
-        }
-    }
+        // The UUID says it all: members may have been replaced since the call was saved.
+        && (o.uuid.is_some() || crate::device::Bdev::base_names(ec).iter().all(|name| asked.contains(name)))
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 mod removal;
+mod takeover;
 
 use super::*;
 use crate::device::Geometry;
+use crate::ec::format::MemberState;
 use crate::ec::layout::LayoutOptions;
 use crate::io::IoFlags;
 use crate::malloc::Malloc;

@@ -32,8 +32,11 @@ use crate::desc::BdevDesc;
 use crate::event::BdevEvent;
 use crate::registry::{BdevError, Registry};
 
-/// Told, on any thread, of a member whose device goes away, by its slot.
-pub type Removed = Arc<dyn Fn(usize) + Send + Sync>;
+/// Told, on any thread, of what happens to a member's device, by its slot.
+pub type Told = Arc<dyn Fn(usize, BdevEvent) + Send + Sync>;
+
+/// A device that is not used, and why.
+pub type PassedOver = (String, String);
 
 /// Members that can be started from.
 pub struct Prepared {
@@ -43,8 +46,8 @@ pub struct Prepared {
     pub members: Vec<Option<BdevDesc>>,
     /// The array was made just now. Otherwise it was there.
     pub fresh: bool,
-    /// Devices that are not used, and why.
-    pub rejected: Vec<String>,
+    /// Devices that are not used.
+    pub rejected: Vec<PassedOver>,
 }
 
 /// A base device, and the slot that it turns out to have.
@@ -59,15 +62,29 @@ struct Probe {
     signature: Option<&'static str>,
 }
 
-/// Opens and claims the base devices of `o` on this core, and makes an array of them or finds it there. `removed` is told of devices
-/// that go away from now on. When this fails, nothing stays claimed.
+impl Probe {
+    /// What is on the device that somebody might miss.
+    fn found(&self) -> Option<String> {
+        match (&self.superblock, self.signature) {
+            (Ok(s), _) => Some(format!("slot {} of array '{}' ({})", s.slot, s.name, s.array)),
+            // A superblock that cannot be believed; what else begins like none is not one.
+            (Err(FormatError::Blank | FormatError::Foreign { .. } | FormatError::Short { .. }), what) => {
+                what.map(str::to_owned)
+            }
+            (Err(e), what) => Some(format!("{}: {e}", what.unwrap_or("a member of an erasure-coded array"))),
+        }
+    }
+}
+
+/// Opens and claims the base devices of `o` on this core, and makes an array of them or finds it there. `told` is told of what
+/// happens to them from now on. When this fails, nothing stays claimed.
 ///
 /// # Errors
 ///
 /// Parameters that make no array; devices that are missing, in use or too small; devices that hold something else; I/O errors.
-pub async fn prepare(registry: &Arc<Registry>, o: &Options, removed: &Removed) -> Result<Prepared, BdevError> {
+pub async fn prepare(registry: &Arc<Registry>, o: &Options, told: &Told) -> Result<Prepared, BdevError> {
     o.validate()?;
-    let bases = open(registry, o, removed)?;
+    let bases = open(registry, o, told)?;
     let mut probes = Vec::with_capacity(bases.len());
     for base in &bases {
         probes.push(probe(&base.io).await?);
@@ -88,7 +105,7 @@ pub async fn prepare(registry: &Arc<Registry>, o: &Options, removed: &Removed) -
     }
 }
 
-fn open(registry: &Arc<Registry>, o: &Options, removed: &Removed) -> Result<Vec<Base>, BdevError> {
+fn open(registry: &Arc<Registry>, o: &Options, told: &Told) -> Result<Vec<Base>, BdevError> {
     let mut bases: Vec<Base> = Vec::with_capacity(o.base_bdevs.len());
     for name in &o.base_bdevs {
         let node = match registry.find(name) {
@@ -100,10 +117,10 @@ fn open(registry: &Arc<Registry>, o: &Options, removed: &Removed) -> Result<Vec<
             return Err(BdevError::Invalid(format!("base bdev '{name}' is given twice: it is '{}'", twin.io.name())));
         }
         let slot = Arc::new(OnceLock::new());
-        let (told, of) = (removed.clone(), slot.clone());
+        let (told, of) = (told.clone(), slot.clone());
         let sink = move |event| {
-            if let (BdevEvent::Remove, Some(slot)) = (event, of.get()) {
-                told(*slot);
+            if let Some(slot) = of.get() {
+                told(*slot, event);
             }
         };
         bases.push(Base { io: MemberIo::open(registry, name, Box::new(sink))?, slot });
@@ -130,7 +147,7 @@ async fn probe(io: &MemberIo) -> Result<Probe, BdevError> {
 }
 
 /// The array that the devices hold already, if it is the one that is asked for; with the devices that are not used, and why.
-fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Assembly, Vec<String>)>, BdevError> {
+fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Assembly, Vec<PassedOver>)>, BdevError> {
     let of = |probe: &Probe| probe.superblock.as_ref().ok().filter(|s| o.describes(s)).map(|s| s.array);
     let Some(array) = probes.iter().find_map(of) else { return Ok(None) };
     let mut candidates = Vec::new();
@@ -147,11 +164,12 @@ fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Ass
     match decide(&candidates, Situation { waited: true, salvage: o.salvage_requested }) {
         Decision::Assemble(assembly) => {
             let mut assembly = *assembly;
-            let rejected = assembly.rejected.iter().map(|(c, why)| format!("'{}': {why}", candidates[*c].name));
-            let mut rejected: Vec<String> = rejected.collect();
+            let name = |c: usize| candidates[c].name.clone();
+            let mut rejected: Vec<_> = assembly.rejected.iter().map(|(c, why)| (name(*c), why.to_string())).collect();
             for (base, probe) in bases.iter().zip(probes) {
                 if !probe.superblock.as_ref().is_ok_and(|s| s.array == array) {
-                    rejected.push(format!("'{}' holds nothing of the array", base.io.name()));
+                    let what = probe.found().unwrap_or_else(|| "nothing that is known".into());
+                    rejected.push((base.io.name().to_owned(), format!("it holds {what}, and nothing of the array")));
                 }
             }
             assembly.members.iter_mut().flatten().for_each(|c| *c = index[*c]);
@@ -160,8 +178,9 @@ fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Ass
         // What is left of a preparation that a crash ended, or what the user gave up.
         _ if o.force || candidates.iter().all(|c| c.superblock.stamp.epoch == FIRST_EPOCH) => Ok(None),
         Decision::Refuse(why) => Err(BdevError::Invalid(format!(
-            "the base bdevs hold array '{}' already, and it cannot start: {why}. force destroys it",
-            o.name
+            "the base bdevs hold array '{}' already, and it cannot start: {why}{}. force destroys it",
+            o.name,
+            why.advice()
         ))),
         Decision::Wait { .. } => unreachable!("everything was waited for"),
     }
@@ -170,20 +189,17 @@ fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Ass
 fn refuse_signatures(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<(), BdevError> {
     for (base, probe) in bases.iter().zip(probes) {
         let left = |s: &Superblock| o.describes(s) && s.stamp.epoch == FIRST_EPOCH;
-        let what = match (&probe.superblock, probe.signature) {
-            (Ok(s), _) if left(s) => continue,
-            (Ok(s), _) => format!("slot {} of array '{}' ({})", s.slot, s.name, s.array),
-            (Err(e), Some(what)) if e.is_unsupported() => format!("{what}: {e}"),
-            (Err(_), Some(what)) => what.to_owned(),
-            (Err(_), None) => continue,
-        };
+        if probe.superblock.as_ref().is_ok_and(left) {
+            continue;
+        }
+        let Some(what) = probe.found() else { continue };
         return Err(BdevError::Invalid(format!("base bdev '{}' holds {what}: force destroys it", base.io.name())));
     }
     Ok(())
 }
 
 /// Takes the members that were found. Nothing is written, but for a salvage that needs an update of its own.
-async fn take(bases: Vec<Base>, assembly: Assembly, rejected: Vec<String>) -> Result<Prepared, BdevError> {
+async fn take(bases: Vec<Base>, assembly: Assembly, rejected: Vec<PassedOver>) -> Result<Prepared, BdevError> {
     let Assembly { head, members, behind, .. } = assembly;
     let mut bases: Vec<Option<Base>> = bases.into_iter().map(Some).collect();
     let mut by_slot: Vec<Option<Base>> = members.iter().map(|c| c.and_then(|c| bases[c].take())).collect();

@@ -35,8 +35,8 @@ fn options(k: u32, m: u32, names: &[String]) -> Options {
     }
 }
 
-fn nobody() -> Removed {
-    Arc::new(|_| {})
+fn nobody() -> Told {
+    Arc::new(|_, _| {})
 }
 
 async fn make(registry: &Arc<Registry>, o: &Options) -> Result<Prepared, BdevError> {
@@ -158,7 +158,8 @@ fn an_array_with_a_member_replaced_by_an_empty_device_is_taken_without_it() {
         names[2] = "new".into();
         let found = make(&registry, &options(4, 2, &names)).await.unwrap();
         assert!(!found.fresh && found.members[2].is_none());
-        assert_eq!(found.rejected, ["'new' holds nothing of the array"]);
+        let why = "it holds nothing that is known, and nothing of the array";
+        assert_eq!(found.rejected, [("new".to_owned(), why.to_owned())]);
         drop(found);
         for i in [3, 4] {
             register(&registry, &format!("new{i}"), 512, BYTES);
@@ -259,14 +260,14 @@ fn the_owner_is_told_of_a_member_that_goes_away_by_its_slot() {
     run(|_| async {
         let (registry, names) = devices(3);
         let told = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let removed: Removed = {
+        let sink: Told = {
             let told = told.clone();
-            Arc::new(move |slot| told.lock().unwrap().push(slot))
+            Arc::new(move |slot, event| told.lock().unwrap().push((slot, event)))
         };
         let mixed: Vec<String> = [1, 2, 0].map(|i: usize| names[i].clone()).to_vec();
-        let _made = prepare(&registry, &options(2, 1, &mixed), &removed).await.unwrap();
+        let _made = prepare(&registry, &options(2, 1, &mixed), &sink).await.unwrap();
         let node = registry.find("m0").unwrap();
         drop(registry.remove(&node));
-        assert_eq!(*told.lock().unwrap(), [2]);
+        assert_eq!(*told.lock().unwrap(), [(2, BdevEvent::Remove)]);
     });
 }

@@ -1,0 +1,139 @@
+//! Arrays that are found on devices as these are registered.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use longshore_reactor::Reactor;
+use uuid::Uuid;
+
+use super::link::Link;
+use super::{Arrays, array};
+use crate::ec::assemble::{Assembly, Candidate, Decision, Situation, decide};
+use crate::ec::create::MemberIo;
+use crate::ec::format::{FormatError, Superblock};
+use crate::node::BdevNode;
+use crate::registry::{BdevError, Registry};
+
+/// How often somebody who waits for members looks whether another one has started the array meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Devices that had a superblock when they were looked at, by array.
+pub(super) type Found = Mutex<BTreeMap<Uuid, Vec<Weak<BdevNode>>>>;
+
+impl Arrays {
+    fn found(&self) -> MutexGuard<'_, BTreeMap<Uuid, Vec<Weak<BdevNode>>>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn look_at(self: Arc<Self>, registry: &Arc<Registry>, node: &Arc<BdevNode>) {
+        let Some(core) = self.cores.first().cloned() else { return };
+        if node.claim().is_some() || array(node).is_some() {
+            return;
+        }
+        let (registry, node, under_way) = (registry.clone(), node.clone(), registry.examination());
+        core.send(move |r| {
+            let reactor = r.clone();
+            drop(r.spawn(async move {
+                self.examine(&reactor, &registry, &node).await;
+                drop(under_way);
+            }));
+        });
+    }
+
+    async fn examine(self: &Arc<Self>, reactor: &Reactor, registry: &Arc<Registry>, node: &Arc<BdevNode>) {
+        let Some(superblock) = superblock_of(registry, node).await else { return };
+        let array = superblock.array;
+        drop(superblock);
+        self.found().entry(array).or_default().push(Arc::downgrade(node));
+        let started = reactor.now();
+        let patience = reactor.ticks(self.assemble_timeout());
+        loop {
+            let waited = reactor.now().saturating_sub(started) >= patience;
+            if self.consider(registry, array, waited).await || waited {
+                return;
+            }
+            reactor.sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Starts the array if that can be done. False: members are waited for.
+    async fn consider(self: &Arc<Self>, registry: &Arc<Registry>, uuid: Uuid, waited: bool) -> bool {
+        let _turn = self.turns.take().await;
+        if registry.find(&uuid.to_string()).is_some() {
+            return true;
+        }
+        let mut nodes: Vec<Arc<BdevNode>> = {
+            let mut found = self.found();
+            let list = found.entry(uuid).or_default();
+            list.retain(|n| n.upgrade().is_some_and(|n| !n.is_removing()));
+            list.iter().filter_map(Weak::upgrade).filter(|n| n.claim().is_none()).collect()
+        };
+        // What is said about them is the same however long each took to be looked at.
+        let order = registry.list();
+        nodes.sort_by_key(|node| order.iter().position(|n| Arc::ptr_eq(n, node)));
+        let mut candidates = Vec::new();
+        for node in nodes {
+            // Read once more: somebody may have had the turn since.
+            let Some(superblock) = superblock_of(registry, &node).await.filter(|s| s.array == uuid) else { continue };
+            let block = node.geometry().block_size;
+            let bytes = node.num_blocks().saturating_mul(u64::from(block));
+            candidates.push(Candidate { name: node.name().to_owned(), superblock, bytes, block });
+        }
+        match decide(&candidates, Situation { waited, salvage: false }) {
+            Decision::Wait { .. } => return false,
+            Decision::Refuse(_) if candidates.is_empty() => {}
+            Decision::Refuse(why) => {
+                let name = &candidates[0].superblock.name;
+                let why = format!("{why}{}", why.advice());
+                tracing::error!("array '{name}' ({uuid}) is not started: {why}");
+                self.notes.held_back(uuid, name, why);
+            }
+            Decision::Assemble(assembly) => {
+                let name = assembly.head.name.clone();
+                if let Err(e) = self.assemble(registry, &candidates, *assembly).await {
+                    tracing::error!("array '{name}' ({uuid}) is not started: {e}");
+                    self.notes.held_back(uuid, &name, e.to_string());
+                }
+            }
+        }
+        true
+    }
+
+    async fn assemble(
+        self: &Arc<Self>,
+        registry: &Arc<Registry>,
+        candidates: &[Candidate],
+        assembly: Assembly,
+    ) -> Result<(), BdevError> {
+        let name = |c: usize| candidates[c].name.clone();
+        let passed_over = assembly.rejected.iter().map(|(c, why)| (name(*c), why.to_string())).collect();
+        let link = Link::new();
+        let mut members = Vec::with_capacity(assembly.members.len());
+        for (slot, candidate) in assembly.members.iter().enumerate() {
+            members.push(match candidate {
+                Some(c) => Some(MemberIo::open(registry, &candidates[*c].name, link.sink(slot))?.into_desc()),
+                None => None,
+            });
+        }
+        self.run(registry, assembly.head, members, &link, passed_over).await?;
+        Ok(())
+    }
+}
+
+/// The superblock of a device, if it is a member of some array.
+async fn superblock_of(registry: &Arc<Registry>, node: &Arc<BdevNode>) -> Option<Superblock> {
+    let io = MemberIo::look(registry, node.name()).ok()?;
+    match io.superblock().await {
+        Ok(Ok(superblock)) => Some(superblock),
+        Ok(Err(FormatError::Blank | FormatError::Foreign { .. } | FormatError::Short { .. })) => None,
+        Ok(Err(why)) => {
+            tracing::warn!("'{}' is not taken as a member of an array: {why}", node.name());
+            None
+        }
+        Err(e) => {
+            tracing::warn!("'{}' was not examined: {e}", node.name());
+            None
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What a running array is, for whoever asks.
+
+use super::{Arrays, array};
+use crate::ec::format::MemberState;
+use crate::ec::layout::Layout;
+use crate::ec::stats::EcStats;
+use crate::node::BdevNode;
+use crate::registry::Registry;
+
+/// A member of a running array.
+pub struct MemberInfo {
+    /// Its device; none if the slot was empty when the array started.
+    pub name: Option<String>,
+    /// How it is used at present.
+    pub state: MemberState,
+    /// Bytes of its device.
+    pub bytes: Option<u64>,
+    /// Why it failed, if it did since the array started.
+    pub why: Option<&'static str>,
+}
+
+/// What a running array is.
+pub struct ArrayInfo {
+    /// Its geometry.
+    pub layout: Layout,
+    /// Too few members are left to serve requests.
+    pub offline: bool,
+    /// Why.
+    pub offline_because: Option<&'static str>,
+    /// Devices that were found and are not used, and why.
+    pub passed_over: Vec<(String, String)>,
+    /// By slot.
+    pub members: Vec<MemberInfo>,
+    /// What the host asked for and what that cost.
+    pub stats: EcStats,
+}
+
+impl Arrays {
+    /// What the array `node` is; none for another device.
+    pub fn describe(&self, registry: &Registry, node: &BdevNode) -> Option<ArrayInfo> {
+        let ec = array(node)?;
+        let layout = ec.shared.layout;
+        let note = self.notes.of(node.uuid());
+        let member = |slot| {
+            let name = ec.shared.member_name(slot);
+            let below = name.as_ref().and_then(|name| registry.find(name));
+            let bytes = below.map(|n| n.num_blocks().saturating_mul(u64::from(n.geometry().block_size)));
+            let state = ec.member_state(slot);
+            let why = note.failed.get(&slot).copied().filter(|_| state == MemberState::Failed);
+            MemberInfo { name, state, bytes, why }
+        };
+        let members = (0..layout.n()).map(member).collect();
+        Some(ArrayInfo {
+            layout,
+            offline: ec.is_offline(),
+            offline_because: note.offline,
+            passed_over: note.passed_over.into_iter().collect(),
+            members,
+            stats: ec.stats(),
+        })
+    }
+}

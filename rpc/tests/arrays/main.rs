@@ -1,0 +1,10 @@
+//! Erasure-coded arrays through the methods, on files.
+
+mod broken;
+mod made;
+mod rig;
+
+use longshore_rpc::config::{self, Config};
+use longshore_rpc::exec::block_on;
+use rig::{Disks, Rig, create, said, states};
+use serde_json::{Value, json};
