@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -28,15 +28,20 @@ use super::read::Read;
 use super::remote::Arrived;
 use super::shared::Shared;
 use super::signal::Signal;
+use super::spare::Spare;
 use super::stripe::{Ready, Stripes, Waiting};
 use super::tuning::Tuning;
-use super::txn::plan::MOST_JOINED;
-use super::txn::{Txn, masked};
+use super::txn::rows::Join;
+use super::txn::{Txn, masked, range};
 use crate::core::CoreState;
 use crate::io::{IoFlags, IoId, IoRef, Op};
 
 /// How often those who wait for memory look again, if nobody gives any back before.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How long requests to a member that failed have until those who sent them go on without them.
+const GRACE: Duration = Duration::from_millis(100);
+/// Clears kept to serve again.
+const CLEARS: usize = 64;
 /// Decoders kept.
 const DECODERS: usize = 256;
 
@@ -68,6 +73,8 @@ pub(super) struct Engine {
     pub(super) tuning: Tuning,
     pub(super) members: Vec<Member>,
     pub(super) zeroes: DmaBuf,
+    /// For one transaction or read that waited long for memory.
+    pub(super) spare: Rc<Spare>,
     pub(super) stripes: Stripes,
     pub(super) journal: Journal,
     pub(super) rounds: Rounds,
@@ -92,6 +99,8 @@ pub(super) struct Engine {
     starved: RefCell<VecDeque<Starved>>,
     feeding: Cell<bool>,
     feed_again: Cell<bool>,
+    /// Those who wait have waited long.
+    in_need: Cell<bool>,
     /// Stripes whose waiting requests may go on.
     to_pump: RefCell<VecDeque<u64>>,
     pumping: Cell<bool>,
@@ -99,6 +108,11 @@ pub(super) struct Engine {
     pub(super) slots_wanted: Signal,
     txns: RefCell<Vec<Rc<Txn>>>,
     reads: RefCell<Vec<Rc<Read>>>,
+    clears: RefCell<Vec<Rc<Clear>>>,
+    /// All that there are, idle or not.
+    all_txns: RefCell<Vec<Weak<Txn>>>,
+    all_reads: RefCell<Vec<Weak<Read>>>,
+    grace: RefCell<Option<Timer>>,
     gathered: RefCell<Vec<IoRef>>,
     decoders: RefCell<HashMap<(u64, u64), Rc<Decoder>>>,
     watchdog: RefCell<Option<Timer>>,
@@ -110,6 +124,7 @@ impl Engine {
     pub(super) fn new(shared: Arc<Shared>, core: Rc<CoreState>, parts: Parts) -> Rc<Engine> {
         let Parts { codec, head, tuning, zeroes, nonce, events } = parts;
         let l = &shared.layout;
+        let spare = Rc::new(Spare::new(l, core.reactor().dma().limit()));
         Rc::new(Engine {
             core,
             codec,
@@ -117,6 +132,7 @@ impl Engine {
             tuning,
             members: (0..l.n()).map(|slot| Member::new(&shared, slot)).collect(),
             zeroes,
+            spare,
             stripes: Stripes::default(),
             journal: Journal::new(l.journal_slots),
             rounds: Rounds::default(),
@@ -136,12 +152,17 @@ impl Engine {
             starved: RefCell::default(),
             feeding: Cell::new(false),
             feed_again: Cell::new(false),
+            in_need: Cell::new(false),
             to_pump: RefCell::default(),
             pumping: Cell::new(false),
             look_again: RefCell::default(),
             slots_wanted: Signal::default(),
             txns: RefCell::default(),
             reads: RefCell::default(),
+            clears: RefCell::default(),
+            all_txns: RefCell::default(),
+            all_reads: RefCell::default(),
+            grace: RefCell::default(),
             gathered: RefCell::default(),
             decoders: RefCell::default(),
             watchdog: RefCell::default(),
@@ -164,9 +185,10 @@ impl Engine {
         }
         match io.op() {
             Op::Read => self.read(io, 0),
+            Op::Write if (io.buf_len() as u64) < self.bytes(&io) => io.complete_later(Status::DATA_SGL_LENGTH_INVALID),
             Op::Write => {
                 c.host_writes.add(1);
-                c.host_written_bytes.add(u64::from(io.nblocks()) * u64::from(self.shared.layout.block));
+                c.host_written_bytes.add(self.bytes(&io));
                 self.write(io);
             }
             Op::Flush => {
@@ -179,10 +201,18 @@ impl Engine {
         }
     }
 
+    fn bytes(&self, io: &IoRef) -> u64 {
+        u64::from(io.nblocks()) * u64::from(self.shared.layout.block)
+    }
+
     /// A read within one stripe; the strips in `bad` could not be read.
     pub(super) fn read(self: &Rc<Self>, io: IoRef, bad: u64) {
         let idle = self.reads.borrow_mut().pop();
-        let read = idle.unwrap_or_else(|| Read::new(self));
+        let read = idle.unwrap_or_else(|| {
+            let read = Read::new(self);
+            self.all_reads.borrow_mut().push(Rc::downgrade(&read));
+            read
+        });
         read.start(self, io, bad);
     }
 
@@ -203,7 +233,11 @@ impl Engine {
     fn start_txn(self: &Rc<Self>, stripe: u64, hosts: &mut Vec<IoRef>) {
         self.offers.withdraw(stripe);
         let idle = self.txns.borrow_mut().pop();
-        let txn = idle.unwrap_or_else(|| Txn::new(self));
+        let txn = idle.unwrap_or_else(|| {
+            let txn = Txn::new(self);
+            self.all_txns.borrow_mut().push(Rc::downgrade(&txn));
+            txn
+        });
         txn.start(self, stripe, hosts);
     }
 
@@ -225,7 +259,13 @@ impl Engine {
     fn pump_one(self: &Rc<Self>, stripe: u64) {
         loop {
             let mut writes = self.gathered.take();
-            let ready = self.stripes.next(stripe, self.map.is_committing(stripe), MOST_JOINED, &mut writes);
+            let l = &self.shared.layout;
+            let mut join = Join::new(l.strip);
+            let joins = |io: &IoRef| {
+                let (start, end) = range(l, stripe, io);
+                join.takes(start, end)
+            };
+            let ready = self.stripes.next(stripe, self.map.is_committing(stripe), joins, &mut writes);
             let more = match ready {
                 Ready::Write => {
                     self.start_txn(stripe, &mut writes);
@@ -262,20 +302,33 @@ impl Engine {
     }
 
     /// A transaction ended and may serve again.
-    pub(super) fn txn_ended(self: &Rc<Self>, stripe: u64, txn: Rc<Txn>) {
+    pub(super) fn txn_idle(&self, txn: Rc<Txn>) {
         self.txns.borrow_mut().push(txn);
-        self.unlock(stripe);
-        self.feed();
     }
 
     /// A read ended and may serve again.
-    pub(super) fn read_ended(self: &Rc<Self>, stripe: u64, had_lock: bool, read: Rc<Read>) {
+    pub(super) fn read_idle(&self, read: Rc<Read>) {
         self.reads.borrow_mut().push(read);
-        if had_lock {
-            self.stripes.unread(stripe);
-            self.pump(stripe);
+    }
+
+    /// A clear for a request of the host.
+    pub(super) fn idle_clear(&self) -> Rc<Clear> {
+        let idle = self.clears.borrow_mut().pop();
+        idle.filter(Clear::is_idle).unwrap_or_default()
+    }
+
+    /// A clear ended and may serve again.
+    pub(super) fn clear_ended(&self, clear: Rc<Clear>) {
+        let mut all = self.clears.borrow_mut();
+        if all.len() < CLEARS {
+            all.push(clear);
         }
-        self.feed();
+    }
+
+    /// Takes back the lock of one of a stripe's readers.
+    pub(super) fn unread(self: &Rc<Self>, stripe: u64) {
+        self.stripes.unread(stripe);
+        self.pump(stripe);
     }
 
     /// Ends a write of the host early that waits for its stripe.
@@ -330,10 +383,26 @@ impl Engine {
         // What hangs on it may never end: flushes and metadata do not wait for it.
         self.meta.give_up(slot);
         self.flush_given_up(slot);
+        self.give_up_later();
         if (self.live().count_ones() as usize) < self.table.borrow().quorum() {
             self.go_offline("too few members are left");
         }
         self.failed.set();
+    }
+
+    /// What was aborted ends soon, or hangs: then nobody waits for it.
+    fn give_up_later(self: &Rc<Self>) {
+        let me = Rc::downgrade(self);
+        let timer = self.core.reactor().timer(GRACE, move |_| {
+            let Some(me) = me.upgrade() else { return };
+            let txns: Vec<_> = me.all_txns.borrow().iter().filter_map(Weak::upgrade).collect();
+            let reads: Vec<_> = me.all_reads.borrow().iter().filter_map(Weak::upgrade).collect();
+            for m in me.members.iter().filter(|m| m.is_barred() && m.inflight() > 0) {
+                txns.iter().for_each(|t| t.give_up(&me, m.slot));
+                reads.iter().for_each(|r| r.give_up(&me, m.slot));
+            }
+        });
+        self.grace.replace(Some(timer));
     }
 
     /// The device of a member is going away: it fails, and each core lets it go when nothing is in flight on it there.
@@ -424,6 +493,11 @@ impl Engine {
         !self.starved.borrow().is_empty()
     }
 
+    /// True if those who wait may take what is set aside: they waited long.
+    pub(super) fn is_in_need(&self) -> bool {
+        self.in_need.get()
+    }
+
     /// `txn` waits, and holds nothing that others need.
     pub(super) fn starve(self: &Rc<Self>, txn: Rc<Txn>) {
         self.starve_other(Starved::Txn(txn));
@@ -442,7 +516,9 @@ impl Engine {
         let timer = self.core.reactor().timer(LOOK_AGAIN, move |_| {
             if let Some(me) = me.upgrade() {
                 me.look_again.take();
+                me.in_need.set(true);
                 me.feed();
+                me.in_need.set(false);
                 if me.is_starving() {
                     me.look_later();
                 }
@@ -609,6 +685,8 @@ impl Engine {
         }
         self.watchdog.take();
         self.look_again.take();
+        self.grace.take();
+        self.spare.close();
         self.rounds.close();
         self.meta.close();
         self.txns.take();
@@ -621,8 +699,12 @@ impl Engine {
     pub(super) fn stock(&self) -> Result<(), crate::registry::BdevError> {
         let l = &self.shared.layout;
         let n = l.n();
+        let limit = self.core.reactor().dma().limit() >> 10;
         let dry = || {
-            crate::registry::BdevError::NoMemory(format!("array '{}': no requests or memory left", self.shared.name))
+            crate::registry::BdevError::NoMemory(format!(
+                "array '{}': no requests or memory left; the core's pool of DMA memory is limited to {limit} KiB",
+                self.shared.name
+            ))
         };
         // A request that hangs on a failed member is not there for others.
         for i in 0..4 * (n + l.m) {
@@ -632,6 +714,13 @@ impl Engine {
         for _ in 0..n + 4 * (l.m + 1) {
             self.meta.stock_page(self.core.reactor().dma().alloc(4096).ok_or_else(dry)?);
         }
-        Ok(())
+        self.spare.stock(l, &self.core).map_err(|bytes| {
+            crate::registry::BdevError::NoMemory(format!(
+                "array '{}': {} KiB of DMA memory and {n} requests are to be set aside for its writes and are not to be had; the core's pool \
+                 of DMA memory is limited to {limit} KiB: raise the limit, or use fewer members",
+                self.shared.name,
+                bytes >> 10,
+            ))
+        })
     }
 }

@@ -143,7 +143,7 @@ impl Intent {
 }
 
 /// Bytes of the bits of a page.
-pub(super) fn page_bits(bits: &[u64], page: u32) -> Vec<u8> {
+fn page_bits(bits: &[u64], page: u32) -> Vec<u8> {
     let per = (PAGE_BITS / 64) as usize;
     bits[page as usize * per..(page as usize + 1) * per].iter().flat_map(|w| w.to_le_bytes()).collect()
 }

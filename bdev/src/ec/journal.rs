@@ -151,11 +151,12 @@ impl Journal {
         self.ring.borrow().iter().any(|e| matches!(e.stage, Stage::Done(_)))
     }
 
-    /// True if a recovery might still roll forward a transaction of one of these stripes. Then [`is_wanted`](Journal::is_wanted)
+    /// True if a recovery might still roll forward a transaction of one of these stripes, which are in order. Then [`is_wanted`](Journal::is_wanted)
     /// says that its records have to become void.
     pub(super) fn may_redo(&self, stripes: &[u64]) -> bool {
         let (ring, cooling) = (self.ring.borrow(), self.cooling.borrow());
-        let last = ring.iter().chain(cooling.iter()).filter(|e| stripes.contains(&e.stripe)).map(|e| e.id).max();
+        let last =
+            ring.iter().chain(cooling.iter()).filter(|e| stripes.binary_search(&e.stripe).is_ok()).map(|e| e.id).max();
         self.void_until.set(self.void_until.get().max(last.unwrap_or(0)));
         last.is_some()
     }

@@ -15,7 +15,6 @@ use super::engine::Engine;
 use super::faults::{self, Mutant, Window};
 use super::flush::Offline;
 use super::format::PageKind;
-use super::intent::page_bits;
 use super::layout::{Layout, PAGE_BITS};
 use super::shared::Shared;
 use super::signal::Signal;
@@ -54,8 +53,9 @@ pub(super) struct Map {
     fresh: RefCell<Bits>,
     committing: RefCell<Bits>,
     clearing: RefCell<Bits>,
-    /// Stripes that became fresh since the last commit took them.
+    /// Stripes that became fresh since the last commit took them, each once: `listed` has their bits.
     fresh_list: RefCell<Vec<u64>>,
+    listed: RefCell<Bits>,
     /// Stripes of the commit under way.
     batch: RefCell<Vec<u64>>,
     /// Fresh stripes with a transaction under way that the commit waits for.
@@ -67,6 +67,18 @@ pub(super) struct Map {
     pub(super) sequence: RefCell<Vec<u64>>,
     pub(super) signal: Signal,
     idle: Signal,
+    /// The bits of the page that is being written.
+    page: RefCell<Vec<u8>>,
+}
+
+/// Gives an emptied list its memory back.
+fn reuse<T>(list: &RefCell<Vec<T>>, mut old: Vec<T>) {
+    let mut list = list.borrow_mut();
+    if list.capacity() < old.capacity() {
+        old.clear();
+        old.append(&mut list);
+        *list = old;
+    }
 }
 
 impl Map {
@@ -79,6 +91,8 @@ impl Map {
             committing: bits(),
             clearing: bits(),
             fresh_list: RefCell::default(),
+            listed: bits(),
+            page: RefCell::default(),
             batch: RefCell::default(),
             busy: Cell::new(0),
             clear_list: RefCell::default(),
@@ -121,9 +135,25 @@ impl Map {
         let mut fresh = self.fresh.borrow_mut();
         if !fresh.get(stripe) {
             fresh.set(stripe, true);
-            self.fresh_list.borrow_mut().push(stripe);
+            self.list(stripe);
             shared.set_mapped(stripe, true);
         }
+    }
+
+    /// The next commit looks at the stripe.
+    fn list(&self, stripe: u64) {
+        let mut listed = self.listed.borrow_mut();
+        // One that was cleared and written again is there still.
+        if !listed.get(stripe) {
+            listed.set(stripe, true);
+            self.fresh_list.borrow_mut().push(stripe);
+        }
+    }
+
+    /// How many stripes the next commit looks at.
+    #[cfg(test)]
+    pub(super) fn listed(&self) -> usize {
+        self.fresh_list.borrow().len()
     }
 
     /// Answers a write with FUA when the bit of its stripe is durable.
@@ -191,13 +221,14 @@ impl Engine {
             let outcome = self.commit().await;
             m.running.set(false);
             let status = if outcome.is_ok() { Status::SUCCESS } else { Status::NAMESPACE_NOT_READY };
-            let told = std::mem::take(&mut *m.current.borrow_mut());
-            for w in told {
+            let mut told = std::mem::take(&mut *m.current.borrow_mut());
+            for w in told.drain(..) {
                 match w {
                     Waiter::Flush(io) => io.complete_later(status),
                     Waiter::Clear(c) => c.cleared(&self, status),
                 }
             }
+            reuse(&m.current, told);
             if !m.next.borrow().is_empty() {
                 m.signal.set();
             }
@@ -214,11 +245,9 @@ impl Engine {
 
     async fn commit(self: &Rc<Self>) -> Result<(), Offline> {
         let m = &self.map;
-        let mut fresh = std::mem::take(&mut *m.fresh_list.borrow_mut());
-        // A stripe that was cleared and written again is there twice.
-        fresh.sort_unstable();
-        fresh.dedup();
-        for stripe in fresh {
+        let fresh = std::mem::take(&mut *m.fresh_list.borrow_mut());
+        for &stripe in &fresh {
+            m.listed.borrow_mut().set(stripe, false);
             if !m.fresh.borrow().get(stripe) {
                 continue; // cleared since
             }
@@ -229,11 +258,14 @@ impl Engine {
                 m.batch.borrow_mut().push(stripe);
             }
         }
+        reuse(&m.fresh_list, fresh);
         while m.busy.get() > 0 {
             m.idle.wait().await;
         }
-        let batch = std::mem::take(&mut *m.batch.borrow_mut());
-        let cleared = std::mem::take(&mut *m.clear_list.borrow_mut());
+        let mut batch = std::mem::take(&mut *m.batch.borrow_mut());
+        let mut cleared = std::mem::take(&mut *m.clear_list.borrow_mut());
+        batch.sort_unstable();
+        cleared.sort_unstable();
         let outcome = self.store_bits(&batch, &cleared).await;
         for &stripe in &batch {
             m.committing.borrow_mut().set(stripe, false);
@@ -241,7 +273,7 @@ impl Engine {
                 m.durable.borrow_mut().set(stripe, true);
                 m.fresh.borrow_mut().set(stripe, false);
             } else {
-                m.fresh_list.borrow_mut().push(stripe);
+                m.list(stripe);
             }
         }
         for &stripe in &cleared {
@@ -251,13 +283,15 @@ impl Engine {
                 self.shared.set_mapped(stripe, false);
             }
         }
-        for stripe in batch {
+        for &stripe in &batch {
             self.pump(stripe);
         }
+        reuse(&m.batch, batch);
+        reuse(&m.clear_list, cleared);
         outcome
     }
 
-    /// Makes the data of `batch` durable, then the bits of `batch` and `cleared`.
+    /// Makes the data of `batch` durable, then the bits of `batch` and `cleared`. Both are in order.
     async fn store_bits(self: &Rc<Self>, batch: &[u64], cleared: &[u64]) -> Result<(), Offline> {
         if !batch.is_empty() {
             self.round().await?;
@@ -271,11 +305,12 @@ impl Engine {
             self.core.reactor().sleep(RECORDS_LOOK).await;
         }
         faults::enter(Window::BitmapCommit);
-        let mut pages: Vec<u32> = batch.iter().chain(cleared).map(|s| (s / PAGE_BITS) as u32).collect();
-        pages.sort_unstable();
-        pages.dedup();
-        for page in pages {
-            self.store_map_page(page).await;
+        let mut from = 0;
+        let next = |list: &[u64], from: u64| list.get(list.partition_point(|&s| s < from)).copied();
+        while let Some(stripe) = [batch, cleared].into_iter().filter_map(|list| next(list, from)).min() {
+            let page = stripe / PAGE_BITS;
+            self.store_map_page(page as u32).await;
+            from = (page + 1) * PAGE_BITS;
         }
         faults::leave(Window::BitmapCommit);
         // A member that failed a page has not got it: superblocks say so before anybody relies on the bits.
@@ -285,22 +320,21 @@ impl Engine {
     /// Writes a page of the map: what is durable, and what is about to be.
     pub(super) async fn store_map_page(self: &Rc<Self>, page: u32) {
         let m = &self.map;
-        let bits: Vec<u64> = {
+        let mut bytes = m.page.take();
+        bytes.clear();
+        {
             let (d, c, x) = (m.durable.borrow(), m.committing.borrow(), m.clearing.borrow());
             let per = (PAGE_BITS / 64) as usize;
-            let range = page as usize * per..(page as usize + 1) * per;
-            d.0[range.clone()]
-                .iter()
-                .zip(&c.0[range.clone()])
-                .zip(&x.0[range])
-                .map(|((d, c), x)| (d | c) & !x)
-                .collect()
-        };
+            let words = page as usize * per..(page as usize + 1) * per;
+            let word = |at: usize| (d.0[at] | c.0[at]) & !x.0[at];
+            bytes.extend(words.flat_map(|at| word(at).to_le_bytes()));
+        }
         let sequence = {
             let mut s = m.sequence.borrow_mut();
             s[page as usize] += 1;
             s[page as usize]
         };
-        self.write_page(PageKind::Map, page, sequence, 0, &page_bits(&bits, 0)).await;
+        self.write_page(PageKind::Map, page, sequence, 0, &bytes).await;
+        m.page.replace(bytes);
     }
 }

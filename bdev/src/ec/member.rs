@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::flights::{Flight, Flights};
-use super::layout::Layout;
 use super::lower::Departure;
 use super::shared::Shared;
 use crate::channel::Channel;
@@ -74,12 +73,6 @@ impl Member {
     #[inline]
     pub(super) fn blocks(&self, bytes: u32) -> u32 {
         bytes >> self.block_shift.get()
-    }
-
-    /// The member's block at byte `within` of its strip of `stripe`.
-    #[inline]
-    pub(super) fn strip_lba(&self, layout: &Layout, stripe: u64, within: u32) -> u64 {
-        self.lba(layout.strip_offset(stripe) + u64::from(within))
     }
 
     /// It failed: nothing is sent to it until it is opened again.

@@ -12,6 +12,7 @@ pub mod arrays;
 pub mod assemble;
 mod bitmaps;
 pub mod check;
+mod child;
 mod clear;
 pub mod create;
 mod device;
@@ -46,6 +47,7 @@ mod shared;
 mod signal;
 #[cfg(test)]
 mod simulated;
+mod spare;
 mod start;
 mod stats;
 mod stripe;

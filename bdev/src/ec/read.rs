@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use longshore_nvme::wire::Status;
 
+use super::child::Child;
 use super::engine::{Engine, Starved};
 use super::layout::{Layout, MAX_MEMBERS};
 use super::memory::Holdings;
@@ -16,7 +17,7 @@ use super::stripe::Waiting;
 use super::txn::masked;
 use super::txn::plan::{Span, strips_of, within};
 use crate::frame::Submitter;
-use crate::io::{IoFlags, IoRef, Op};
+use crate::io::{IoRef, Op};
 
 /// Bytes of each strip that are decoded at once.
 const PIECE: u32 = 64 << 10;
@@ -33,6 +34,8 @@ enum Phase {
     Hungry,
     Sources,
     Healing,
+    /// Over, but for requests that hang on a failed member and still use its memory.
+    Lingering,
     Ended,
 }
 
@@ -61,6 +64,8 @@ struct State {
     lost: u64,
     failed: bool,
     has_lock: bool,
+    /// It waited long for memory: it may take what is set aside.
+    in_need: bool,
 }
 
 impl Read {
@@ -70,7 +75,7 @@ impl Read {
             engine: RefCell::default(),
             phase: Cell::new(Phase::Idle),
             s: RefCell::new(State {
-                h: Holdings::new(n, 2 * n, engine.zeroes.clone()),
+                h: Holdings::new(n, 2 * n, engine.zeroes.clone(), engine.spare.clone()),
                 stripe: 0,
                 start: 0,
                 end: 0,
@@ -82,6 +87,7 @@ impl Read {
                 lost: 0,
                 failed: false,
                 has_lock: false,
+                in_need: false,
             }),
         })
     }
@@ -95,7 +101,7 @@ impl Read {
             s.stripe = io.lba() / per;
             s.start = (io.lba() % per) * u64::from(l.block);
             s.end = s.start + u64::from(io.nblocks()) * u64::from(l.block);
-            (s.bad, s.fine, s.exclude, s.has_lock) = (bad, 0, 0, false);
+            (s.bad, s.fine, s.exclude, s.has_lock, s.in_need) = (bad, 0, 0, false, false);
             s.cur = Span::default();
             let enough = io.buf_len() as u64 >= s.end - s.start;
             s.h.hold(io);
@@ -135,29 +141,48 @@ impl Read {
         });
     }
 
+    /// The member in `slot` failed: requests that hang on it are not waited for, but for those that read to the host's memory.
+    pub(super) fn give_up(self: &Rc<Self>, engine: &Rc<Engine>, slot: usize) {
+        if !matches!(self.phase.get(), Phase::Sources | Phase::Healing) {
+            return;
+        }
+        self.run(engine, |me, engine, s| {
+            let l = &engine.shared.layout;
+            let i = l.index_at(s.stripe, slot);
+            if s.h.give_up(l.n() + i) {
+                me.strip_ended(engine, s, i, true);
+            }
+        });
+    }
+
     fn run(self: &Rc<Self>, engine: &Rc<Engine>, step: impl FnOnce(&Rc<Self>, &Rc<Engine>, &mut State)) {
-        let (stripe, has_lock) = {
+        let (stripe, over, unlock) = {
             let mut s = self.s.borrow_mut();
             step(self, engine, &mut s);
-            (s.stripe, s.has_lock)
+            let over = matches!(self.phase.get(), Phase::Lingering | Phase::Ended);
+            (s.stripe, over, over && std::mem::take(&mut s.has_lock))
         };
         match self.phase.get() {
             Phase::Ended => {
                 self.phase.set(Phase::Idle);
                 self.engine.replace(None);
-                engine.read_ended(stripe, has_lock, self.clone());
+                engine.read_idle(self.clone());
             }
-            Phase::Queued if !has_lock => engine.pump(stripe),
+            Phase::Queued => engine.pump(stripe),
             _ => {}
+        }
+        if unlock {
+            engine.unread(stripe);
+        }
+        if over {
+            engine.feed();
         }
     }
 
     fn end(&self, s: &mut State, status: Status) {
-        self.phase.set(Phase::Ended);
-        for io in s.h.drain_hosts() {
-            io.complete_later(status);
-        }
+        s.h.take_hosts(|_, io| io.complete_later(status));
         s.h.give_back();
+        self.phase.set(if s.h.is_lent() { Phase::Lingering } else { Phase::Ended });
     }
 
     /// Reads every strip that can be read.
@@ -194,7 +219,7 @@ impl Read {
                 s.bad |= 1 << d;
             }
         }
-        if s.h.out() == 0 {
+        if !s.h.is_awaited() {
             self.direct_ended(engine, s);
         }
     }
@@ -212,31 +237,20 @@ impl Read {
     /// Sends a request over vector `n + i` to the member of strip `i`. False: there is none.
     fn send(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, op: Op, span: Span) -> bool {
         let l = &engine.shared.layout;
-        let v = l.n() + i;
-        let member = &engine.members[l.slot_of(s.stripe, i)];
-        let lba = member.strip_lba(l, s.stripe, span.lo);
-        let io = s.h.launch(v, op, IoFlags::NONE, lba, member.blocks(span.len()));
         if op == Op::Read {
             engine.count_read(span.len());
         } else {
             engine.count_write(span.len());
         }
-        match member.submit(io, self, i as u32) {
-            Ok(()) => {
-                engine.watch();
-                true
-            }
-            Err(io) => {
-                s.h.land(io, v);
-                engine.fail_member(member.slot, "it is gone");
-                false
-            }
-        }
+        let at = l.strip_offset(s.stripe) + u64::from(span.lo);
+        let child = Child { stripe: s.stripe, strip: i, vector: l.n() + i, op, at, len: span.len() };
+        engine.send(&mut s.h, self, child)
     }
 
     /// Goes on behind the piece that was reconstructed.
     fn next_piece(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         let l = &engine.shared.layout;
+        s.h.give_back();
         let rows = rows(l, s);
         let lo = s.cur.hi;
         if lo >= rows.hi {
@@ -274,6 +288,11 @@ impl Read {
         let (read, lost) = (s.read, s.lost);
         let bufs = masked(read | lost).map(move |i| (i, len));
         if !s.h.reserve(&engine.core, l.n(), bufs) {
+            s.in_need |= engine.is_in_need();
+            if s.in_need && s.h.take_spare() {
+                s.cur.hi = s.cur.hi.min(s.cur.lo + engine.spare.rows);
+                return self.sources(engine, s);
+            }
             self.phase.set(Phase::Hungry);
             return engine.starve_other(Starved::Read(self.clone()));
         }
@@ -288,7 +307,7 @@ impl Read {
                 s.failed = true;
             }
         }
-        if s.h.out() == 0 {
+        if !s.h.is_awaited() {
             self.sources_read(engine, s);
         }
     }
@@ -307,6 +326,8 @@ impl Read {
 
     fn sources_read(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         if s.failed {
+            // What hangs keeps its memory.
+            s.h.give_back();
             return self.sources(engine, s);
         }
         let l = engine.shared.layout;
@@ -341,8 +362,33 @@ impl Read {
             let cur = s.cur;
             self.send(engine, s, i, Op::Write, cur);
         }
-        if s.h.out() == 0 {
+        if !s.h.is_awaited() {
             self.next_piece(engine, s);
+        }
+    }
+}
+
+impl Read {
+    /// The request to the member of strip `i` has ended, or is not waited for.
+    fn strip_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, failed: bool) {
+        let member = &engine.members[engine.shared.layout.slot_of(s.stripe, i)];
+        match self.phase.get() {
+            Phase::Direct if failed => s.bad |= 1 << i,
+            Phase::Sources if failed => {
+                s.exclude |= 1 << i;
+                s.failed = true;
+            }
+            Phase::Healing if failed => engine.fail_member(member.slot, "a write failed"),
+            Phase::Healing => member.dirty.set(true),
+            _ => {}
+        }
+        if s.h.is_awaited() {
+            return;
+        }
+        match self.phase.get() {
+            Phase::Direct => self.direct_ended(engine, s),
+            Phase::Sources => self.sources_read(engine, s),
+            _ => self.next_piece(engine, s),
         }
     }
 }
@@ -369,29 +415,11 @@ impl Submitter for Read {
         let engine = self.engine.borrow().clone();
         let Some(engine) = engine else { return io.release() };
         self.run(&engine, |me, engine, s| {
-            let l = &engine.shared.layout;
-            let i = (tag & 0xffff) as usize;
-            let member = &engine.members[l.slot_of(s.stripe, i)];
-            member.landed(tag);
-            let status = io.status();
-            s.h.land(io, l.n() + i);
-            match me.phase.get() {
-                Phase::Direct if status.is_err() => s.bad |= 1 << i,
-                Phase::Sources if status.is_err() => {
-                    s.exclude |= 1 << i;
-                    s.failed = true;
-                }
-                Phase::Healing if status.is_err() => engine.fail_member(member.slot, "a write failed"),
-                Phase::Healing => member.dirty.set(true),
-                _ => {}
-            }
-            if s.h.out() > 0 {
-                return;
-            }
-            match me.phase.get() {
-                Phase::Direct => me.direct_ended(engine, s),
-                Phase::Sources => me.sources_read(engine, s),
-                _ => me.next_piece(engine, s),
+            let landed = engine.landed(&mut s.h, s.stripe, engine.shared.layout.n(), io, tag);
+            if landed.awaited {
+                me.strip_ended(engine, s, landed.strip, landed.failed);
+            } else if me.phase.get() == Phase::Lingering && !s.h.is_lent() {
+                me.phase.set(Phase::Ended);
             }
         });
     }

@@ -71,7 +71,11 @@ pub(super) async fn start_watched(
     check_members(name, &head, &members)?;
     let codec = Codec::new(MatrixKind::Cauchy, layout.k, layout.m)
         .map_err(|e| BdevError::Invalid(format!("array '{name}': {e}")))?;
-    let dry = || BdevError::NoMemory(format!("array '{name}': no DMA memory left"));
+    let limit = core.reactor().dma().limit() >> 10;
+    let dry = || {
+        let why = format!("array '{name}': no DMA memory left; the core's pool is limited to {limit} KiB");
+        BdevError::NoMemory(why)
+    };
     let mut zeroes = core.reactor().dma().alloc(ZEROES).ok_or_else(dry)?;
     zeroes.get_mut().ok_or_else(dry)?.fill(0);
 

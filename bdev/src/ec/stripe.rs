@@ -114,9 +114,15 @@ impl Stripes {
         self.0.borrow_mut().entry(stripe).waiting.push_back(who);
     }
 
-    /// Takes the next from the queue, if the stripe is free for it; a writer takes the writes behind it along, `most` in all.
-    /// `held`: the map is writing the stripe's bit.
-    pub(super) fn next(&self, stripe: u64, held: bool, most: usize, writes: &mut Vec<IoRef>) -> Ready {
+    /// Takes the next from the queue, if the stripe is free for it; a write takes those right behind it along, as long as `joins` says so
+    /// of the next. `held`: the map is writing the stripe's bit.
+    pub(super) fn next(
+        &self,
+        stripe: u64,
+        held: bool,
+        mut joins: impl FnMut(&IoRef) -> bool,
+        writes: &mut Vec<IoRef>,
+    ) -> Ready {
         let mut t = self.0.borrow_mut();
         let Some(e) = t.existing(stripe) else { return Ready::No };
         if e.writer {
@@ -131,7 +137,7 @@ impl Stripes {
                 }
             }
             Some(Waiting::Write(_)) if e.readers == 0 && !held => {
-                while writes.len() < most && matches!(e.waiting.front(), Some(Waiting::Write(_))) {
+                while matches!(e.waiting.front(), Some(Waiting::Write(io)) if joins(io)) {
                     if let Some(Waiting::Write(io)) = e.waiting.pop_front() {
                         writes.push(io);
                     }
@@ -163,6 +169,20 @@ impl Stripes {
                 Ready::No
             }
         }
+    }
+
+    /// True if nobody has the stripe or waits for it.
+    pub(super) fn is_idle(&self, stripe: u64) -> bool {
+        !self.0.borrow().index.contains_key(&stripe)
+    }
+
+    /// The first stripe of `range` that is not idle.
+    pub(super) fn first_busy(&self, range: std::ops::Range<u64>) -> Option<u64> {
+        let t = self.0.borrow();
+        if t.index.len() as u64 > range.end - range.start {
+            return range.into_iter().find(|s| t.index.contains_key(s));
+        }
+        t.index.keys().copied().filter(|s| range.contains(s)).min()
     }
 
     /// Locks an idle stripe for its first writer without queueing. False: it is busy.

@@ -1,6 +1,7 @@
 //! Members that hang, and cannot abort what hangs.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::*;
@@ -13,6 +14,9 @@ const NOTHING: u8 = 0;
 const FLUSHES: u8 = 1;
 /// Of an array, these are metadata.
 const FUA_WRITES: u8 = 2;
+const READS: u8 = 4;
+/// Records, data and parity.
+const WRITES: u8 = 8;
 
 /// A device in memory with a volatile cache, on which requests of some kind hang: nothing ends them early.
 struct Deaf {
@@ -53,7 +57,8 @@ impl IoChannel for DeafChannel {
     fn submit(&self, io: IoRef) {
         let hangs = match io.op() {
             Op::Flush => self.hangs.load(Relaxed) & FLUSHES != 0,
-            Op::Write => self.hangs.load(Relaxed) & FUA_WRITES != 0 && io.flags().has(IoFlags::FUA),
+            Op::Read => self.hangs.load(Relaxed) & READS != 0,
+            Op::Write => self.hangs.load(Relaxed) & if io.flags().has(IoFlags::FUA) { FUA_WRITES } else { WRITES } != 0,
             _ => false,
         };
         if hangs {
@@ -154,6 +159,125 @@ fn a_direct_read_that_hangs_fails_the_member_and_is_reconstructed() {
             assert!(ec.stats().reconstructed_reads > 0);
         }
         drop(node);
+        s.stop().await;
+    });
+}
+
+/// The stripe whose data strip `d` lies on member 1.
+fn stripe_with(s: &Small, d: usize) -> u64 {
+    (0..s.layout.stripes).find(|&stripe| s.layout.slot_of(stripe, d) == 1).unwrap()
+}
+
+/// Writes to a strip hang on member 1. Everything else goes on, and what hung ends when it lands.
+async fn writes_hang(live: bool, parity: bool) {
+    let (s, hangs) = array(3, 2);
+    let r = CoreState::current().reactor().clone();
+    s.create(&r).await;
+    s.start(&r, &[]).await.unwrap();
+    let mut model = Model::new(&s);
+    {
+        let (_desc, ch) = open(&s.registry, "a");
+        let stripe = stripe_with(&s, if parity { 3 } else { 0 });
+        let first = stripe * s.layout.stripe_blocks();
+        assert!(model.write(&r, &ch, 512, first, 24, 1).await.is_ok());
+        if live {
+            assert!(ch.flush().await.0.is_ok());
+        }
+        hangs.store(WRITES, Relaxed);
+        let stuck = Rc::new(Recorder::default());
+        stuck.submit(&ch, Op::Write, first, 4, filled(&r, 4 * 512, 66), 0);
+        // Its record, or its data, hang until the member fails. It keeps its stripe no longer.
+        let all = Rc::new(Recorder::default());
+        all.submit(&ch, Op::Write, first + 2, 4, filled(&r, 4 * 512, 77), 1);
+        all.submit(&ch, Op::Write, first + 9, 4, filled(&r, 4 * 512, 88), 2);
+        assert_eq!(end_within(&r, &all, 2, 100).await.len(), 2, "what came behind it");
+        all.submit(&ch, Op::Flush, 0, 0, filled(&r, 512, 0), 3);
+        let ended = end_within(&r, &all, 3, 100).await;
+        assert!(ended.len() == 3 && ended.iter().all(|e| e.1.is_ok()), "{ended:?}");
+        // Memory that the hung device may still read is not given back; parity is not the host's.
+        assert_eq!(stuck.0.borrow().len(), usize::from(parity));
+        hangs.store(NOTHING, Relaxed);
+        s.registry.find("m1").unwrap().notify_channels(0).await.unwrap();
+        let ended = end_within(&r, &stuck, 1, 10).await;
+        assert_eq!(ended, [(0, Status::SUCCESS)]);
+        let at = first as usize * 512;
+        model.0[at..at + 2 * 512].fill(66);
+        model.0[at + 2 * 512..at + 6 * 512].fill(77);
+        model.0[at + 9 * 512..at + 13 * 512].fill(88);
+        model.check(&r, &ch, 512, 8).await;
+    }
+    s.stop().await;
+    s.start(&r, &[1]).await.unwrap();
+    {
+        let (_desc, ch) = open(&s.registry, "a");
+        model.check(&r, &ch, 512, 16).await;
+    }
+    s.stop().await;
+}
+
+#[test]
+fn a_write_that_hangs_on_a_member_does_not_keep_its_stripe() {
+    for (live, parity) in [(true, false), (true, true), (false, false), (false, true)] {
+        sim(36, move |_| writes_hang(live, parity));
+    }
+}
+
+#[test]
+fn a_write_whose_reads_hang_on_a_member_is_done_without_them() {
+    sim(37, |r| async move {
+        let (s, hangs) = array(3, 2);
+        s.create(&r).await;
+        s.start(&r, &[]).await.unwrap();
+        let mut model = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            assert!(model.write(&r, &ch, 512, 0, s.layout.num_blocks() as u32, 1).await.is_ok());
+            assert!(ch.flush().await.0.is_ok());
+            hangs.store(READS, Relaxed);
+            for stripe in 0..s.layout.stripes {
+                assert!(model.write(&r, &ch, 512, stripe * 24 + stripe % 20, 2, 9).await.is_ok());
+            }
+            assert!(ch.flush().await.0.is_ok());
+            model.check(&r, &ch, 512, 8).await;
+            hangs.store(NOTHING, Relaxed);
+            s.registry.find("m1").unwrap().notify_channels(0).await.unwrap();
+            model.check(&r, &ch, 512, 8).await;
+        }
+        s.stop().await;
+    });
+}
+
+#[test]
+fn a_read_that_reconstructs_goes_on_without_a_member_that_hangs() {
+    sim(38, |r| async move {
+        let (s, hangs) = array(3, 2);
+        s.create(&r).await;
+        s.start(&r, &[]).await.unwrap();
+        let mut model = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            assert!(model.write(&r, &ch, 512, 0, s.layout.num_blocks() as u32, 1).await.is_ok());
+            assert!(ch.flush().await.0.is_ok());
+        }
+        s.stop().await;
+        s.start(&r, &[0]).await.unwrap();
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            hangs.store(READS, Relaxed);
+            // A strip of the missing member whose stripe has data on member 1, which is not read by the host itself.
+            let (stripe, d) = (0..s.layout.stripes)
+                .flat_map(|stripe| (0..3).map(move |d| (stripe, d)))
+                .find(|&(stripe, d)| s.layout.slot_of(stripe, d) == 0 && s.layout.index_at(stripe, 1) < 3)
+                .unwrap();
+            let lba = stripe * 24 + d as u64 * 8;
+            let (status, buf) = ch.read(lba, 8, filled(&r, 8 * 512, 0)).await;
+            assert!(status.is_ok(), "{status:?}");
+            assert_eq!(buf.unwrap().as_slice(), &model.0[lba as usize * 512..][..8 * 512]);
+            assert!(model.write(&r, &ch, 512, stripe * 24, 20, 5).await.is_ok(), "the stripe is free");
+            hangs.store(NOTHING, Relaxed);
+            s.registry.find("m1").unwrap().notify_channels(0).await.unwrap();
+            model.check(&r, &ch, 512, 8).await;
+        }
         s.stop().await;
     });
 }

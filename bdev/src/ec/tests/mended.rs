@@ -121,29 +121,130 @@ fn the_write_intent_bitmap_is_stored_by_one_task_at_a_time() {
     });
 }
 
+/// Runs `f` on a thread with little stack: what goes deep ends the process there.
+fn on_small_stack(f: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().stack_size(192 << 10).spawn(f).unwrap().join().unwrap();
+}
+
+/// An array of stripes that hold data, and a member of each that fails all writes from now on.
+async fn failing(r: &Reactor, stripes: u64) -> Small {
+    let s = Small::new(2, 1, 4096, stripes, &[512]);
+    s.create(r).await;
+    s.start(r, &[]).await.unwrap();
+    let mut m = Model::new(&s);
+    let (_desc, ch) = open(&s.registry, "a");
+    for lba in (0..stripes * 16).step_by(1600) {
+        assert!(m.write(r, &ch, 512, lba, 1600, 1).await.is_ok());
+    }
+    assert!(ch.flush().await.0.is_ok());
+    s.break_member(0, Op::Write, u32::MAX);
+    s.break_member(1, Op::Write, u32::MAX);
+    s
+}
+
 #[test]
-fn thousands_that_wait_all_end_when_the_array_goes_offline() {
-    sim(5, |r| async move {
-        let s = Small::new(2, 1, 4096, 4000, &[512]);
+fn thousands_that_wait_for_slots_all_end_on_a_small_stack_when_the_array_goes_offline() {
+    on_small_stack(|| {
+        sim(5, |r| async move {
+            let s = failing(&r, 4000).await;
+            {
+                let (_desc, ch) = open(&s.registry, "a");
+                let all = Rc::new(Recorder::default());
+                // One of each stripe, and far fewer slots of the journal.
+                for i in 0..4000 {
+                    all.submit(&ch, Op::Write, 16 * i, 1, filled(&r, 512, 2), i);
+                }
+                let ended = all.ended(&r, 4000).await;
+                assert!(ended.iter().all(|e| e.1 == Status::NAMESPACE_NOT_READY), "{:?}", ended[0]);
+            }
+            s.stop().await;
+        });
+    });
+}
+
+#[test]
+fn thousands_that_wait_for_a_stripe_all_end_on_a_small_stack_when_the_array_goes_offline() {
+    on_small_stack(|| {
+        sim(7, |r| async move {
+            let s = failing(&r, 100).await;
+            {
+                let (_desc, ch) = open(&s.registry, "a");
+                let all = Rc::new(Recorder::default());
+                for i in 0..4000 {
+                    // Too far apart to be joined.
+                    all.submit(&ch, Op::Write, [0, 7][i as usize % 2], 1, filled(&r, 512, 2), i);
+                }
+                let ended = all.ended(&r, 4000).await;
+                assert!(ended.iter().all(|e| e.1 == Status::NAMESPACE_NOT_READY), "{:?}", ended[0]);
+            }
+            s.stop().await;
+        });
+    });
+}
+
+#[test]
+fn the_list_of_what_is_to_be_committed_has_each_stripe_once() {
+    sim(8, |r| async move {
+        let s = Small::new(2, 1, 4096, 10, &[512]);
+        s.create(&r).await;
+        let node = s.start(&r, &[]).await.unwrap();
+        let engine = engine_here(node.device().as_any().downcast_ref::<crate::ec::Ec>().unwrap().shared.id).unwrap();
+        let mut m = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            for round in 0..100 {
+                assert!(m.write(&r, &ch, 512, 16, 32, round).await.is_ok());
+                assert!(ch.unmap(16, 16).await.0.is_ok());
+                m.0[16 * 512..32 * 512].fill(0);
+                assert!(engine.map.listed() <= 2, "{} in round {round}", engine.map.listed());
+            }
+            m.check(&r, &ch, 512, 8).await;
+            assert!(ch.flush().await.0.is_ok());
+            assert_eq!(engine.map.listed(), 0);
+            assert!(m.write(&r, &ch, 512, 20, 2, 5).await.is_ok());
+            assert!(ch.flush().await.0.is_ok());
+        }
+        drop((engine, node));
+        s.stop().await;
+        s.start(&r, &[2]).await.unwrap();
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            m.check(&r, &ch, 512, 8).await;
+        }
+        s.stop().await;
+    });
+}
+
+#[test]
+fn a_large_unmap_passes_over_what_was_never_written() {
+    sim(9, |r| async move {
+        let s = Small::new(2, 1, 4096, 12_000, &[512]);
         s.create(&r).await;
         s.start(&r, &[]).await.unwrap();
         let mut m = Model::new(&s);
         {
             let (_desc, ch) = open(&s.registry, "a");
-            for lba in (0..64_000).step_by(1600) {
-                assert!(m.write(&r, &ch, 512, lba, 1600, 1).await.is_ok());
+            let blocks = s.layout.num_blocks();
+            for lba in [0, 16 * 63, 16 * 64, 16 * 5000, blocks - 16] {
+                assert!(m.write(&r, &ch, 512, lba, 16, 1).await.is_ok());
             }
             assert!(ch.flush().await.0.is_ok());
-            s.break_member(0, Op::Write, u32::MAX);
-            s.break_member(1, Op::Write, u32::MAX);
+            let before = s.stats().metadata_writes;
+            // A write is under way to a stripe that holds nothing yet: it is waited for.
             let all = Rc::new(Recorder::default());
-            // More than there are slots of the journal, and a long queue at one stripe.
-            for i in 0..6000u64 {
-                let lba = if i < 4000 { 16 * i } else { 0 };
-                all.submit(&ch, Op::Write, lba, 1, filled(&r, 512, 2), i);
+            all.submit(&ch, Op::Write, 16 * 9000 + 3, 2, filled(&r, 1024, 7), 0);
+            all.submit(&ch, Op::Unmap, 0, blocks as u32, filled(&r, 512, 0), 1);
+            let mut turns = 0;
+            while all.0.borrow().len() < 2 {
+                r.yield_now().await;
+                turns += 1;
             }
-            let ended = all.ended(&r, 6000).await;
-            assert!(ended.iter().all(|e| e.1 == Status::NAMESPACE_NOT_READY), "{:?}", ended[0]);
+            assert!(all.0.borrow().iter().all(|e| e.1.is_ok()));
+            // Not a turn for each 256 stripes.
+            assert!(turns < 40, "{turns} turns");
+            assert!(s.stats().metadata_writes - before <= 4 * 3);
+            m.0.fill(0);
+            m.check(&r, &ch, 512, 1600).await;
         }
         s.stop().await;
     });

@@ -4,6 +4,8 @@ mod basic;
 mod hung;
 mod mended;
 mod reads;
+mod scarred;
+mod writes;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,12 +22,17 @@ use crate::desc::BdevDesc;
 use crate::malloc::Malloc;
 use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
-use crate::testing::filled;
+use crate::testing::{Recorder, filled};
 use crate::{Channel, Geometry, IoFlags, Status, error};
 
 /// Runs the future that `f` makes on a simulated reactor.
 pub(crate) fn sim<F: Future + 'static>(seed: u64, f: impl FnOnce(Reactor) -> F) -> F::Output {
-    let mut sim = Sim::with(seed, Settings::default());
+    sim_with(seed, Settings::default(), f)
+}
+
+/// As [`sim`], with other settings.
+pub(crate) fn sim_with<F: Future + 'static>(seed: u64, settings: Settings, f: impl FnOnce(Reactor) -> F) -> F::Output {
+    let mut sim = Sim::with(seed, settings);
     sim.block_on(|r| {
         let body = f(r.clone());
         async move {
@@ -148,6 +155,12 @@ impl Small {
         Superblock::select([&copies[0], &copies[1]]).unwrap()
     }
 
+    /// What the array has counted.
+    pub(crate) fn stats(&self) -> super::EcStats {
+        let node = self.registry.find("a").unwrap();
+        node.device().as_any().downcast_ref::<super::Ec>().unwrap().stats()
+    }
+
     /// Starts a session with the members that are not in `absent`, believing the superblock with the highest epoch.
     pub(crate) async fn start(&self, r: &Reactor, absent: &[usize]) -> Result<Arc<BdevNode>, BdevError> {
         let mut head: Option<Superblock> = None;
@@ -179,6 +192,17 @@ impl Small {
         let i = error::Injection { op: Some(op), fault: error::Fault::Failure, count, queue_depth: 0 };
         dev.inject(i).unwrap();
     }
+}
+
+/// The ends of `n` requests, if they come within `seconds`.
+pub(crate) async fn end_within(r: &Reactor, all: &Recorder, n: usize, seconds: u64) -> Vec<(u64, Status)> {
+    for _ in 0..seconds * 10 {
+        if all.0.borrow().len() >= n {
+            break;
+        }
+        r.sleep(std::time::Duration::from_millis(100)).await;
+    }
+    all.0.borrow().clone()
 }
 
 /// A model of what the array must hold.

@@ -8,17 +8,16 @@ use std::rc::Rc;
 
 use super::super::engine::Engine;
 use super::super::layout::{Layout, MAX_DATA, MAX_MEMBERS, MAX_PARITY};
+use super::masked;
 use super::plan::{self, Plan, Span, Touch, Way};
-use super::{Kind, State, masked};
+use super::state::{Kind, State};
 use crate::io::{IoRef, Op};
 
-/// Bytes of the stripe's data that each of the host's writes covers.
-pub(super) fn ranges(l: &Layout, stripe: u64, hosts: &[IoRef]) -> impl Iterator<Item = (u64, u64)> + Clone {
+/// Bytes of the stripe's data that a write of the host covers.
+pub(in crate::ec) fn range(l: &Layout, stripe: u64, io: &IoRef) -> (u64, u64) {
     let (first, block) = (stripe * l.stripe_blocks(), u64::from(l.block));
-    hosts.iter().map(move |io| {
-        let start = (io.lba() - first) * block;
-        (start, start + u64::from(io.nblocks()) * block)
-    })
+    let start = (io.lba() - first) * block;
+    (start, start + u64::from(io.nblocks()) * block)
 }
 
 /// The buffer of the headers.
@@ -32,7 +31,12 @@ fn is_joined(t: &Touch, d: usize) -> bool {
 }
 
 /// The buffers of a transaction with their sizes.
-pub(super) fn buffers(l: &Layout, live: bool, t: &Touch, p: &Plan) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn buffers(
+    l: &Layout,
+    live: bool,
+    t: &Touch,
+    p: &Plan,
+) -> impl Iterator<Item = (usize, usize)> + Clone + use<> {
     let (k, n, rows) = (l.k, l.n(), t.rows.len() as usize);
     let (read, decode, way, touch) = (p.read, p.decode, p.way, t.clone());
     let old = (0..k).filter(move |i| (read | decode) >> i & 1 != 0);
@@ -66,9 +70,9 @@ pub(super) fn checksum<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> u32 {
     crc.finalize() as u32
 }
 
-/// Finds what is written of each data strip: vectors `0..k`. False: a request has less memory than it says.
-pub(super) fn data(l: &Layout, s: &mut State) -> bool {
-    let (k, n) = (l.k, l.n());
+/// Finds what is written of each data strip: vectors `0..k`. Requests have the memory that they say.
+pub(super) fn data(l: &Layout, s: &mut State) {
+    let n = l.n();
     for d in masked(s.touch.touched) {
         let own = s.touch.own[d];
         s.h.clear(d);
@@ -86,14 +90,14 @@ pub(super) fn data(l: &Layout, s: &mut State) -> bool {
                 None => s.h.buf_mut(n + d)[..len].fill(0),
             }
         }
-        for host in 0..s.h.hosts().len() {
-            let io = &s.h.hosts()[host];
-            let (start, end) = one(l, s.stripe, io);
-            if !plan::strips_of(l.strip, start, end).contains(&d) {
+        for host in masked(s.active) {
+            let io = s.h.host(host);
+            let (start, end) = range(l, s.stripe, io);
+            let zeroes = io.op() == Op::WriteZeroes;
+            let span = plan::within(l.strip, d, start, end).meet(s.window);
+            if span.is_empty() {
                 continue;
             }
-            let zeroes = io.op() == Op::WriteZeroes;
-            let span = plan::within(l.strip, d, start, end);
             let from = (d as u64 * u64::from(l.strip) + u64::from(span.lo) - start) as usize;
             let len = span.len() as usize;
             let there = match (joined, zeroes) {
@@ -112,22 +116,12 @@ pub(super) fn data(l: &Layout, s: &mut State) -> bool {
                     }
                 }
             };
-            if !there {
-                return false;
-            }
+            assert!(there, "a write's memory was measured when it came");
         }
         if joined {
             s.h.push_buf(d, n + d, 0, own.len() as usize);
         }
     }
-    debug_assert!(k <= MAX_DATA);
-    true
-}
-
-fn one(l: &Layout, stripe: u64, io: &IoRef) -> (u64, u64) {
-    let (first, block) = (stripe * l.stripe_blocks(), u64::from(l.block));
-    let start = (io.lba() - first) * block;
-    (start, start + u64::from(io.nblocks()) * block)
 }
 
 /// Where in its buffer of old data what is written of strip `d` begins.

@@ -5,30 +5,23 @@
 
 mod compute;
 pub(super) mod plan;
+pub(super) mod rows;
+mod state;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use longshore_nvme::wire::Status;
 
-use self::plan::{Plan, Touch, Way};
+pub(super) use self::compute::range;
+use self::plan::{Plan, Way};
+use self::state::{Kind, State};
+use super::child::Child;
 use super::engine::Engine;
 use super::faults::{self, Mutant, Window};
 use super::format::{RECORD_BYTES, RecordHeader};
-use super::memory::Holdings;
 use crate::frame::Submitter;
 use crate::io::{IoFlags, IoRef, Op};
-
-/// What the stripe was when the transaction began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// Holds nothing: whole strips are written, with zeroes around the data.
-    First,
-    /// Holds data that a crash may take away again: parity is kept up, without records.
-    Fresh,
-    /// Holds data: records first.
-    Live,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -44,6 +37,8 @@ enum Phase {
     Writing,
     /// All is written: waits until superblocks name who failed.
     Settling,
+    /// Over, but for requests that hang on a failed member and still use memory, also of the host.
+    Lingering,
     Ended,
 }
 
@@ -54,45 +49,9 @@ pub(super) struct Txn {
     s: RefCell<State>,
 }
 
-struct State {
-    h: Holdings,
-    stripe: u64,
-    kind: Kind,
-    touch: Touch,
-    plan: Plan,
-    /// Strips that could not be read.
-    bad: u64,
-    /// Strips that are in use, as of the last step.
-    up: u64,
-    /// Something could not be read in this step.
-    again: bool,
-    slot: Option<u32>,
-    id: u64,
-    tail: u64,
-    degraded: bool,
-}
-
 impl Txn {
     pub(super) fn new(engine: &Engine) -> Rc<Txn> {
-        let l = &engine.shared.layout;
-        Rc::new(Txn {
-            engine: RefCell::default(),
-            phase: Cell::new(Phase::Idle),
-            s: RefCell::new(State {
-                h: Holdings::new(l.n() + l.k + 1, 3 * l.n(), engine.zeroes.clone()),
-                stripe: 0,
-                kind: Kind::First,
-                touch: Touch::of(l.k, l.strip, std::iter::empty()),
-                plan: Plan { way: Way::Plain, read: 0, decode: 0 },
-                bad: 0,
-                up: 0,
-                again: false,
-                slot: None,
-                id: 0,
-                tail: 0,
-                degraded: false,
-            }),
-        })
+        Rc::new(Txn { engine: RefCell::default(), phase: Cell::new(Phase::Idle), s: RefCell::new(State::new(engine)) })
     }
 
     /// Starts with the writes of `hosts`, which are emptied. The stripe is locked.
@@ -101,8 +60,7 @@ impl Txn {
         engine.shared.counters.joined_writes.add(hosts.len() as u64 - 1);
         let starving = engine.is_starving();
         self.run(engine, |me, engine, s| {
-            (s.stripe, s.bad) = (stripe, 0);
-            hosts.drain(..).for_each(|io| s.h.hold(io));
+            s.start(stripe, hosts);
             if starving { me.starve(engine) } else { me.begin(engine, s) }
         });
     }
@@ -131,17 +89,36 @@ impl Txn {
         });
     }
 
+    /// The member in `slot` failed: requests that hang on it are not waited for.
+    pub(super) fn give_up(self: &Rc<Self>, engine: &Rc<Engine>, slot: usize) {
+        if !matches!(self.phase.get(), Phase::Reading | Phase::Journaling | Phase::Writing) {
+            return;
+        }
+        self.run(engine, |me, engine, s| {
+            let l = &engine.shared.layout;
+            let i = l.index_at(s.stripe, slot);
+            if s.h.give_up(2 * l.n() + i) {
+                me.strip_ended(engine, s, i, true);
+            }
+        });
+    }
+
     /// Runs a step; if the transaction ended by it, lets the stripe go on.
     fn run(self: &Rc<Self>, engine: &Rc<Engine>, step: impl FnOnce(&Rc<Self>, &Rc<Engine>, &mut State)) {
-        let stripe = {
+        let (stripe, locked) = {
             let mut s = self.s.borrow_mut();
             step(self, engine, &mut s);
-            s.stripe
+            let over = matches!(self.phase.get(), Phase::Lingering | Phase::Ended);
+            (s.stripe, over && std::mem::take(&mut s.locked))
         };
         if self.phase.get() == Phase::Ended {
             self.phase.set(Phase::Idle);
             self.engine.replace(None);
-            engine.txn_ended(stripe, self.clone());
+            engine.txn_idle(self.clone());
+        }
+        if locked {
+            engine.unlock(stripe);
+            engine.feed();
         }
     }
 
@@ -150,6 +127,7 @@ impl Txn {
         engine.starve(self.clone());
     }
 
+    /// Begins a pass: the next rows of what is to be written.
     fn begin(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         if engine.shared.is_offline() {
             return self.end(engine, s, Status::NAMESPACE_NOT_READY);
@@ -161,25 +139,38 @@ impl Txn {
             (true, false) => Kind::Fresh,
             (true, true) => Kind::Live,
         };
-        s.touch = Touch::of(k, l.strip, compute::ranges(l, s.stripe, s.h.hosts()));
+        if !s.choose(l) {
+            return self.end(engine, s, Status::SUCCESS);
+        }
         s.up = engine.up(s.stripe);
         s.plan = Plan { way: Way::Plain, read: 0, decode: 0 };
         if s.kind != Kind::First {
             let Some(p) = plan::plan(k, m, &s.touch, s.up, s.up & !s.bad) else {
-                engine.shared.counters.unrecovered_reads.add(1);
-                return self.end(engine, s, Status::UNRECOVERED_READ_ERROR);
+                return self.lost(engine, s);
             };
             s.plan = p;
+        }
+        let buffers = compute::buffers(l, s.kind == Kind::Live, &s.touch, &s.plan);
+        if s.window.len() > engine.spare.rows && buffers.clone().map(|b| b.1).sum::<usize>() > engine.spare.most {
+            s.halve(l);
+            return self.begin(engine, s);
         }
         if s.kind == Kind::Live {
             s.slot = engine.journal.take();
             if s.slot.is_none() {
                 engine.want_slots();
+                self.let_go(engine, s);
                 return self.starve(engine);
             }
         }
-        if !s.h.reserve(&engine.core, k + m, compute::buffers(l, s.kind == Kind::Live, &s.touch, &s.plan)) {
+        if !s.h.reserve(&engine.core, k + m, buffers) {
             self.let_go(engine, s);
+            // One that has got what is set aside is done by it, piece by piece.
+            s.in_need |= engine.is_in_need();
+            if s.in_need && s.h.take_spare() {
+                s.most = s.most.min(engine.spare.rows);
+                return self.begin(engine, s);
+            }
             return self.starve(engine);
         }
         s.degraded = s.up.count_ones() as usize != k + m;
@@ -194,6 +185,24 @@ impl Txn {
             Way::Plain => {}
         }
         self.read(engine, s);
+    }
+
+    /// Of these rows too much cannot be read: less of them is tried, down to a block, then the writes one by one. Who wants a block that
+    /// nothing can be said of, fails.
+    fn lost(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        let l = &engine.shared.layout;
+        if s.bad == 0 {
+            engine.shared.counters.unrecovered_reads.add(1);
+            return self.end(engine, s, Status::UNRECOVERED_READ_ERROR);
+        }
+        s.bad = 0;
+        if s.window.len() > l.block {
+            s.halve(l);
+        } else if !s.part(l) {
+            engine.shared.counters.unrecovered_reads.add(1);
+            s.refuse(l);
+        }
+        self.begin(engine, s);
     }
 
     /// Gives back what was reserved.
@@ -217,33 +226,21 @@ impl Txn {
             s.h.clear(v);
             s.h.push_buf(v, i, 0, span.len() as usize);
             engine.count_read(span.len());
-            if !self.send(engine, s, i, Op::Read, l.strip_offset(s.stripe) + u64::from(span.lo), span.len()) {
+            let at = l.strip_offset(s.stripe) + u64::from(span.lo);
+            if !self.send(engine, s, i, Op::Read, at, span.len()) {
                 s.bad |= 1 << i;
                 s.again = true;
             }
         }
-        if s.h.out() == 0 {
+        if !s.h.is_awaited() {
             self.reads_ended(engine, s);
         }
     }
 
     /// Sends a request over vector `2n + i` to the member of strip `i`. False: there is none.
     fn send(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, op: Op, at: u64, len: u32) -> bool {
-        let l = &engine.shared.layout;
-        let v = 2 * l.n() + i;
-        let member = &engine.members[l.slot_of(s.stripe, i)];
-        let io = s.h.launch(v, op, IoFlags::NONE, member.lba(at), member.blocks(len));
-        match member.submit(io, self, i as u32) {
-            Ok(()) => {
-                engine.watch();
-                true
-            }
-            Err(io) => {
-                s.h.land(io, v);
-                engine.fail_member(member.slot, "it is gone");
-                false
-            }
-        }
+        let vector = 2 * engine.shared.layout.n() + i;
+        engine.send(&mut s.h, self, Child { stripe: s.stripe, strip: i, vector, op, at, len })
     }
 
     fn reads_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
@@ -255,9 +252,7 @@ impl Txn {
         if s.plan.way == Way::Decode {
             compute::decode(engine, s);
         }
-        if !compute::data(&engine.shared.layout, s) {
-            return self.end(engine, s, Status::DATA_SGL_LENGTH_INVALID);
-        }
+        compute::data(&engine.shared.layout, s);
         compute::parity(engine, s);
         match s.kind {
             Kind::Live => self.journal(engine, s),
@@ -309,7 +304,7 @@ impl Txn {
             engine.count_record(len);
             self.send(engine, s, i, Op::Write, at, len);
         }
-        if s.h.out() == 0 {
+        if !s.h.is_awaited() {
             self.records_written(engine, s);
         }
     }
@@ -363,7 +358,7 @@ impl Txn {
             engine.count_write(span.len());
             self.send(engine, s, i, Op::Write, l.strip_offset(s.stripe) + u64::from(span.lo), span.len());
         }
-        if s.h.out() == 0 {
+        if !s.h.is_awaited() {
             self.written(engine, s);
         }
     }
@@ -391,33 +386,68 @@ impl Txn {
                 s.slot = None;
                 let round = engine.needs_rounds().then(|| engine.rounds.begun() + 1);
                 engine.journal.done(s.id, round);
+                s.id = 0;
             }
         }
-        self.end(engine, s, Status::SUCCESS);
+        s.advance(&engine.shared.layout);
+        if s.is_done(&engine.shared.layout) {
+            return self.end(engine, s, Status::SUCCESS);
+        }
+        self.let_go(engine, s);
+        self.begin(engine, s);
     }
 
-    /// Answers the host. What the array knows of the stripe is settled.
+    /// What the array knows of the stripe is settled: the host is answered, as far as nobody uses its memory.
     fn end(&self, engine: &Rc<Engine>, s: &mut State, status: Status) {
-        self.phase.set(Phase::Ended);
-        let commit = s.kind != Kind::Live && status.is_ok() && !faults::is(Mutant::FuaDropped);
-        for io in s.h.drain_hosts() {
-            if commit && io.flags().has(IoFlags::FUA) {
-                engine.map.ack_when_durable(io);
-            } else {
-                io.complete_later(status);
-            }
-        }
+        s.outcome = status;
         if s.kind == Kind::Live && s.id != 0 {
             // Numbered: the slot is the journal's until the transaction is retired. Offline, that is never.
             s.slot = None;
         }
         s.id = 0;
         self.let_go(engine, s);
+        self.answer(engine, s);
+    }
+
+    fn answer(&self, engine: &Rc<Engine>, s: &mut State) {
+        let commit = s.kind != Kind::Live && !faults::is(Mutant::FuaDropped);
+        let (outcome, refused) = (s.outcome, s.refused);
+        s.h.take_hosts(|i, io| {
+            let status = if refused >> i & 1 != 0 { Status::UNRECOVERED_READ_ERROR } else { outcome };
+            if commit && status.is_ok() && io.flags().has(IoFlags::FUA) {
+                engine.map.ack_when_durable(io);
+            } else {
+                io.complete_later(status);
+            }
+        });
+        self.phase.set(if s.h.is_lent() { Phase::Lingering } else { Phase::Ended });
+    }
+
+    /// The request to the member of strip `i` has ended, or is not waited for.
+    fn strip_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, failed: bool) {
+        let member = &engine.members[engine.shared.layout.slot_of(s.stripe, i)];
+        match self.phase.get() {
+            Phase::Reading if failed => {
+                s.bad |= 1 << i;
+                s.again = true;
+            }
+            Phase::Reading => {}
+            _ if failed => engine.fail_member(member.slot, "a write failed"),
+            _ => member.dirty.set(true),
+        }
+        if s.h.is_awaited() {
+            return;
+        }
+        match self.phase.get() {
+            Phase::Reading => self.reads_ended(engine, s),
+            Phase::Journaling => self.records_written(engine, s),
+            _ => self.written(engine, s),
+        }
     }
 }
 
 /// The numbers of the bits that are set.
-pub(super) fn masked(mut mask: u64) -> impl Iterator<Item = usize> {
+pub(super) fn masked(mut mask: u64) -> impl Iterator<Item = usize> + Clone {
     std::iter::from_fn(move || {
         let i = mask.trailing_zeros() as usize;
         (mask != 0).then(|| {
@@ -432,28 +462,11 @@ impl Submitter for Txn {
         let engine = self.engine.borrow().clone();
         let Some(engine) = engine else { return io.release() };
         self.run(&engine, |me, engine, s| {
-            let l = &engine.shared.layout;
-            let i = (tag & 0xffff) as usize;
-            let member = &engine.members[l.slot_of(s.stripe, i)];
-            member.landed(tag);
-            let status = io.status();
-            s.h.land(io, 2 * l.n() + i);
-            match me.phase.get() {
-                Phase::Reading if status.is_err() => {
-                    s.bad |= 1 << i;
-                    s.again = true;
-                }
-                Phase::Reading => {}
-                _ if status.is_err() => engine.fail_member(member.slot, "a write failed"),
-                _ => member.dirty.set(true),
-            }
-            if s.h.out() > 0 {
-                return;
-            }
-            match me.phase.get() {
-                Phase::Reading => me.reads_ended(engine, s),
-                Phase::Journaling => me.records_written(engine, s),
-                _ => me.written(engine, s),
+            let landed = engine.landed(&mut s.h, s.stripe, 2 * engine.shared.layout.n(), io, tag);
+            if landed.awaited {
+                me.strip_ended(engine, s, landed.strip, landed.failed);
+            } else if me.phase.get() == Phase::Lingering {
+                me.answer(engine, s);
             }
         });
     }

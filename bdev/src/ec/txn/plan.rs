@@ -2,9 +2,6 @@
 
 use super::super::layout::MAX_DATA;
 
-/// Most writes of the host in one transaction.
-pub(in crate::ec) const MOST_JOINED: usize = 64;
-
 /// Bytes `lo..hi` of a strip.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::ec) struct Span {
@@ -21,7 +18,13 @@ impl Span {
         self.lo == self.hi
     }
 
-    fn hull(self, other: Span) -> Span {
+    /// What both have; nothing is `0..0`.
+    pub(in crate::ec) fn meet(self, other: Span) -> Span {
+        let (lo, hi) = (self.lo.max(other.lo), self.hi.min(other.hi));
+        if lo < hi { Span { lo, hi } } else { Span::default() }
+    }
+
+    pub(super) fn hull(self, other: Span) -> Span {
         match (self.is_empty(), other.is_empty()) {
             (true, _) => other,
             (_, true) => self,
@@ -46,8 +49,13 @@ pub(in crate::ec) struct Touch {
 }
 
 impl Touch {
-    /// Of writes that cover bytes `[start, end)` of the stripe's data.
-    pub(in crate::ec) fn of(k: usize, strip: u32, writes: impl Iterator<Item = (u64, u64)> + Clone) -> Touch {
+    /// Of writes that cover bytes `[start, end)` of the stripe's data, as far as they lie in `window` of each strip.
+    pub(in crate::ec) fn of(
+        k: usize,
+        strip: u32,
+        window: Span,
+        writes: impl Iterator<Item = (u64, u64)> + Clone,
+    ) -> Touch {
         let mut t = Touch {
             own: [Span::default(); MAX_DATA],
             writes: [0; MAX_DATA],
@@ -57,7 +65,10 @@ impl Touch {
         };
         for (start, end) in writes.clone() {
             for d in strips_of(strip, start, end) {
-                let s = within(strip, d, start, end);
+                let s = within(strip, d, start, end).meet(window);
+                if s.is_empty() {
+                    continue;
+                }
                 t.own[d] = t.own[d].hull(s);
                 t.writes[d] = t.writes[d].saturating_add(1);
                 t.touched |= 1 << d;
@@ -171,7 +182,7 @@ mod tests {
     use super::*;
 
     fn touch(k: usize, writes: &[(u64, u64)]) -> Touch {
-        Touch::of(k, 4096, writes.iter().copied())
+        Touch::of(k, 4096, Span { lo: 0, hi: 4096 }, writes.iter().copied())
     }
 
     #[test]
