@@ -49,6 +49,9 @@ pub enum PollMode {
     Adaptive {
         /// How long to spin.
         spin: Duration,
+        /// How long to spin after the last [request](crate::Reactor::serving) that somebody waits for. For machines on which a
+        /// wake-up is dear, as it is for virtual CPUs; zero: no longer than after other work.
+        linger: Duration,
     },
     /// Spin always. Valgrind needs it (with `--fair-sched=yes`): it holds all threads up while one waits in `io_uring_enter`.
     Busy,
@@ -56,7 +59,7 @@ pub enum PollMode {
 
 impl Default for PollMode {
     fn default() -> Self {
-        PollMode::Adaptive { spin: Duration::from_micros(50) }
+        PollMode::Adaptive { spin: Duration::from_micros(50), linger: Duration::ZERO }
     }
 }
 

@@ -55,6 +55,10 @@ pub(crate) struct Core {
     pub(crate) turns: Cell<u64>,
     /// Ticks to spin before sleep; `u64::MAX`: always.
     pub(crate) spin: u64,
+    /// When somebody last waited for an answer.
+    pub(crate) last_request: Cell<u64>,
+    /// Ticks to spin after that.
+    pub(crate) linger: u64,
     pub(crate) pollers: RefCell<Vec<Rc<PollerInner>>>,
     pub(crate) dead_pollers: Cell<bool>,
     pub(crate) pending: Cell<usize>,
@@ -118,6 +122,12 @@ impl Reactor {
     #[inline]
     pub fn now(&self) -> u64 {
         self.0.now.get()
+    }
+
+    /// A request is served that somebody waits for: the reactor stays awake for as long as [`PollMode::Adaptive`] says for these.
+    #[inline]
+    pub fn serving(&self) {
+        self.0.last_request.set(self.0.now.get());
     }
 
     /// Where [`now`](Self::now) is kept, for those who read it very often.
@@ -397,9 +407,9 @@ impl Core {
         peers: Vec<CoreHandle>,
         engine: Engine,
     ) -> io::Result<Reactor> {
-        let spin = match o.poll {
-            PollMode::Busy => u64::MAX,
-            PollMode::Adaptive { spin } => clock::ticks(spin),
+        let (spin, linger) = match o.poll {
+            PollMode::Busy => (u64::MAX, 0),
+            PollMode::Adaptive { spin, linger } => (clock::ticks(spin), clock::ticks(linger)),
         };
         let now = clock::rdtsc();
         let core = Reactor(Rc::new(Core {
@@ -415,6 +425,8 @@ impl Core {
             was_busy: Cell::new(false),
             turns: Cell::new(0),
             spin,
+            last_request: Cell::new(now.saturating_sub(linger)),
+            linger,
             pollers: RefCell::default(),
             dead_pollers: Cell::new(false),
             pending: Cell::new(0),

@@ -228,6 +228,7 @@ impl Reactor {
         let core = &*self.0;
         core.spin != u64::MAX
             && core.now.get().saturating_sub(core.last_work.get()) >= core.spin
+            && core.now.get().saturating_sub(core.last_request.get()) >= core.linger
             && self.nothing_ready()
     }
 

@@ -19,7 +19,7 @@ fn adaptive(n: u32) -> Runtime {
 
 /// Sleeps whenever there is nothing to do: each message has to wake it.
 fn sleepy(n: u32) -> Runtime {
-    runtime(n, PollMode::Adaptive { spin: Duration::ZERO })
+    runtime(n, PollMode::Adaptive { spin: Duration::ZERO, linger: Duration::ZERO })
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl Sim {
         let settings = self.world.borrow().settings.clone();
         let (sq, cq) = (settings.ring.sq_entries, settings.ring.cq_entries);
         let o = Options {
-            poll: PollMode::Adaptive { spin: Duration::ZERO },
+            poll: PollMode::Adaptive { spin: Duration::ZERO, linger: Duration::ZERO },
             ring: settings.ring,
             dma: settings.dma,
             ..Options::default()

@@ -228,7 +228,10 @@ impl Qpair {
         };
         self.busy.set(self.busy.get() + 1);
         match kind {
-            Kind::Io => io::execute(self, slot),
+            Kind::Io => {
+                self.group.reactor().serving();
+                io::execute(self, slot);
+            }
             Kind::Admin => admin::execute(self, slot),
             Kind::Fabrics => connect::execute(self, slot),
         }
