@@ -266,4 +266,5 @@ def main():
             sys.exit(f"no case {case}; --list names them")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -92,6 +92,15 @@ impl Workload {
     }
 }
 
+/// What is done to a device before a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Prefill {
+    /// Written and flushed
+    Write,
+    /// Written, flushed and unmapped
+    Unmap,
+}
+
 /// A run of load.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct RunArgs {
@@ -163,6 +172,10 @@ pub(crate) struct RunArgs {
     /// Bytes of the device to use, from --offset (default: to its end)
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Load")]
     pub(crate) span: Option<u64>,
+    /// What a local bdev holds before the run: every block of the part to use is written once and flushed, and with `unmap`
+    /// unmapped again. Not counted
+    #[arg(long, value_name = "HOW", value_enum, requires = "bdev", help_heading = "Load")]
+    pub(crate) prefill: Option<Prefill>,
     /// Seed of everything that is drawn at random
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Load")]
     pub(crate) seed: u64,

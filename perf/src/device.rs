@@ -1,6 +1,7 @@
 //! Something that load is made on, whatever it is.
 
 use longshore_reactor::Reactor;
+use serde_json::Value;
 
 use crate::lane::Port;
 use crate::verify::Disk;
@@ -20,6 +21,11 @@ pub(crate) trait Device: Send + Sync + 'static {
 
     /// Blocks.
     fn num_blocks(&self) -> u64;
+
+    /// What the device counts of its own, by name; null if it counts nothing.
+    fn counters(&self) -> Value {
+        Value::Null
+    }
 
     /// Opens it on the calling core.
     fn open_port(&self, r: &Reactor) -> impl Future<Output = Result<Self::Port, String>>;

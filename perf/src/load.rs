@@ -15,6 +15,7 @@ use crate::device::Device;
 use crate::html;
 use crate::lane::{Lane, Plan};
 use crate::local::LocalBdev;
+use crate::prefill;
 use crate::progress::Progress;
 use crate::random::Random;
 use crate::report::Report;
@@ -209,7 +210,12 @@ fn open_and_load(a: &RunArgs, name: &str, runtime: &Runtime) -> Result<Outcome, 
         Some(config) => LocalBdev::configured(config, name, runtime.cores())?,
         None => LocalBdev::built_in(name)?,
     });
-    let outcome = on_devices(a, runtime, std::slice::from_ref(&bdev), json!({ "bdev": name }));
+    let filled = match a.prefill {
+        Some(how) => Extent::new(a, bdev.block_size(), bdev.num_blocks())
+            .and_then(|e| prefill::run(how, bdev.desc(), &e, &runtime.cores()[0])),
+        None => Ok(()),
+    };
+    let outcome = filled.and_then(|()| on_devices(a, runtime, std::slice::from_ref(&bdev), json!({ "bdev": name })));
     // A core's task answers before it drops what it held: one more message, and it has.
     for core in runtime.cores() {
         let _ = core.call(|_| ()).wait();
@@ -272,6 +278,7 @@ fn load<D: Device>(a: &RunArgs, runtime: &Runtime, devices: &[Arc<D>], target: V
         track: tracks(a),
         progress: progress.clone(),
     };
+    let counted: Vec<_> = devices.iter().map(|d| d.counters()).collect();
     let line = Progress::start(progress, a.io_size, a.warmup_time + a.time, a.quiet || a.json);
     let (args, opened, extents) = (a.clone(), devices.to_vec(), Arc::new(extents));
     let cores = run::run(runtime.cores(), &schedule, async move |r: Reactor| {
@@ -289,6 +296,10 @@ fn load<D: Device>(a: &RunArgs, runtime: &Runtime, devices: &[Arc<D>], target: V
         io_size: a.io_size,
         rate: a.rate,
         histogram: a.latency > 1,
+        counters: match (&counted[..], devices) {
+            ([before], [device]) => difference(before, &device.counters()),
+            _ => Value::Null,
+        },
         cores,
     };
     if a.json {
@@ -302,6 +313,19 @@ fn load<D: Device>(a: &RunArgs, runtime: &Runtime, devices: &[Arc<D>], target: V
         file.write_all(page.as_bytes()).map_err(|e| format!("--report {}: {e}", path.display()))?;
     }
     Ok(if report.errors() == 0 { Outcome::Good } else { Outcome::Bad })
+}
+
+/// What counters grew by.
+fn difference(before: &Value, after: &Value) -> Value {
+    match (before, after) {
+        (Value::Object(b), Value::Object(a)) => {
+            a.iter().map(|(k, v)| (k.clone(), difference(b.get(k).unwrap_or(&Value::Null), v))).collect()
+        }
+        (b, a) => match (b.as_u64(), a.as_u64()) {
+            (Some(b), Some(a)) => json!(a.saturating_sub(b)),
+            _ => Value::Null,
+        },
+    }
 }
 
 fn title(a: &RunArgs, target: &str) -> String {

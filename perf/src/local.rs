@@ -14,6 +14,8 @@ use longshore_reactor::{CoreHandle, DmaBuf, Reactor};
 use longshore_rpc::app::{App, Parts};
 use longshore_rpc::config::Config;
 use longshore_rpc::exec::block_on;
+use longshore_rpc::json::Json;
+use serde_json::{Value, json};
 
 use crate::device::Device;
 use crate::lane::{Kind, Lane, Port, Work};
@@ -27,7 +29,7 @@ const APPLIED: [&str; 4] = ["accel", "bdev", "iobuf", "sock"];
 
 /// A bdev that can be opened on every core.
 pub(crate) struct LocalBdev {
-    desc: BdevDesc,
+    desc: Arc<BdevDesc>,
     /// What made it, if a configuration did: it ends what it started.
     app: Option<Arc<App>>,
 }
@@ -102,7 +104,12 @@ impl LocalBdev {
 
     fn open(registry: &Arc<Registry>, name: &str) -> Result<LocalBdev, String> {
         let desc = registry.open(name, true, Box::new(|_| {})).map_err(|e| e.to_string())?;
-        Ok(LocalBdev { desc, app: None })
+        Ok(LocalBdev { desc: Arc::new(desc), app: None })
+    }
+
+    /// Its handle.
+    pub(crate) fn desc(&self) -> &Arc<BdevDesc> {
+        &self.desc
     }
 
     /// Closes the device and ends what was started for it. No channel may be open any more.
@@ -128,6 +135,16 @@ impl Device for LocalBdev {
 
     fn num_blocks(&self) -> u64 {
         self.desc.node().num_blocks()
+    }
+
+    fn counters(&self) -> Value {
+        // What `bdev_ec_get_bdevs` says: other devices have no counters of their own.
+        let Some(app) = &self.app else { return Value::Null };
+        let name = Json::from_value(&json!({ "name": self.name() }));
+        match block_on(app.call("bdev_ec_get_bdevs", Some(&name))) {
+            Ok(mut arrays) => arrays[0]["stats"].take(),
+            Err(_) => Value::Null,
+        }
     }
 
     async fn open_port(&self, r: &Reactor) -> Result<LocalPort, String> {

@@ -10,6 +10,7 @@ mod lane;
 mod latency;
 mod load;
 mod local;
+mod prefill;
 mod progress;
 mod random;
 mod remote;

@@ -49,6 +49,8 @@ pub(crate) struct Report {
     pub(crate) rate: Option<f64>,
     /// Print the histogram.
     pub(crate) histogram: bool,
+    /// What the device itself counted meanwhile; null if nothing.
+    pub(crate) counters: Value,
     /// By core.
     pub(crate) cores: Vec<CoreResult>,
 }
@@ -204,6 +206,9 @@ impl Report {
         if let Some(backlog) = self.backlog() {
             out["backlog"] = json!(backlog);
         }
+        if !self.counters.is_null() {
+            out["counters"] = self.counters.clone();
+        }
         if let Some(l) = total.latency.as_ref().filter(|_| self.histogram) {
             out["histogram_us"] = l.ranges().into_iter().map(|(upto, n)| json!([upto, n])).collect();
         }
@@ -262,6 +267,7 @@ mod tests {
             io_size: 4096,
             rate: None,
             histogram: latency,
+            counters: Value::Null,
             cores: vec![core(0, 1000), core(1, 3000)],
         }
     }

@@ -155,6 +155,34 @@ fn a_configuration_makes_the_devices_and_opens_no_port() {
 }
 
 #[test]
+fn a_run_on_an_array_counts_what_the_array_sent_to_its_members_and_not_the_prefill() {
+    let path = std::env::temp_dir().join(format!("longshore-perf-array-{}.json", std::process::id()));
+    let member = |i| serde_json::json!({"method": "bdev_malloc_create", "params": {"name": format!("M{i}"), "num_blocks": 4096, "block_size": 4096}});
+    let mut calls: Vec<_> = (0..3).map(member).collect();
+    calls.push(serde_json::json!({"method": "bdev_ec_create", "params": {"name": "Ec0", "data_chunk_count": 2,
+        "parity_chunk_count": 1, "strip_size_kb": 16, "base_bdevs": ["M0", "M1", "M2"]}}));
+    let config = serde_json::json!({"subsystems": [{"subsystem": "bdev", "config": calls}]});
+    std::fs::write(&path, config.to_string()).expect("a file");
+    let run = |more: &str| {
+        json(&format!(
+            "--bdev Ec0 --config {} -c {} -q 1 -w write -d 64 -t 60 --span 4M --json {more}",
+            path.display(),
+            core()
+        ))
+    };
+    let counts = |v: &Value| {
+        ["host_writes", "member_reads", "member_writes", "journal_writes"].map(|k| number(v, &format!("/counters/{k}")))
+    };
+    // One strip and parity of what it holds: both written after both were recorded.
+    let v = run("--prefill write");
+    assert_eq!(counts(&v), [64.0, 64.0, 128.0, 128.0]);
+    // A stripe that holds nothing is written whole at its first write, and kept up by the other seven.
+    let v = run("--prefill unmap");
+    assert_eq!(counts(&v), [64.0, 56.0, 8.0 * 3.0 + 56.0 * 2.0, 0.0]);
+    std::fs::remove_file(path).expect("the configuration is there");
+}
+
+#[test]
 fn the_ceiling_prints_the_schema_that_docs_perf_md_describes() {
     let v = json("ceiling -q 8 -P 2 -t 0.1 --json");
     assert_eq!(v["kind"], "ceiling");

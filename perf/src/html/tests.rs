@@ -26,6 +26,7 @@ fn report(title: &str, cores: Vec<CoreResult>) -> Report {
         io_size: 4096,
         rate: None,
         histogram: false,
+        counters: serde_json::Value::Null,
         cores,
     }
 }
