@@ -212,6 +212,9 @@ pub(crate) struct RunArgs {
     /// With --verify-check: power was lost, so only writes with FUA or before an acknowledged flush must be there
     #[arg(long, requires = "verify_check", help_heading = "Writes and verification")]
     pub(crate) verify_power_loss: bool,
+    /// With --verify-check: if all is well, note in the journal what was found, so that it can be continued by further runs and checks
+    #[arg(long, requires = "verify_check", help_heading = "Writes and verification")]
+    pub(crate) verify_settle: bool,
 
     /// Header digests
     #[arg(short = 'H', long, help_heading = "NVMe/TCP")]

@@ -124,6 +124,31 @@ fn a_file_keeps_what_its_journal_says_from_one_run_to_the_next() {
 }
 
 #[test]
+fn what_a_check_settled_must_stay_though_it_was_never_flushed() {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let name = |what: &str| dir.join(format!("{what}-settled-{}", std::process::id()));
+    let (disk, journal, unsettled) = (name("disk"), name("journal"), name("unsettled"));
+    std::fs::write(&disk, vec![0; 1 << 20]).expect("a file");
+    let (d, j, c) = (disk.display(), journal.display(), core());
+    json(&format!("--bdev file:{d} -c {c} -q 4 -w verify -d 300 -t 60 --verify-journal {j} --json"));
+    std::fs::copy(&journal, &unsettled).expect("a copy");
+    let check = |journal: &std::path::Path, more: &str| {
+        perf(&format!("--bdev file:{d} -c {c} --verify-power-loss --verify-check {} {more}", journal.display()))
+    };
+    let out = check(&journal, "--verify-settle");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(check(&journal, "").status.success());
+    std::fs::write(&disk, vec![0; 1 << 20]).expect("the file as it was before");
+    assert!(check(&unsettled, "").status.success(), "nothing was flushed: it may all be lost");
+    let out = check(&journal, "");
+    assert_eq!(out.status.code(), Some(2), "what was seen is gone");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("a write is lost"));
+    for file in [disk, journal, unsettled] {
+        std::fs::remove_file(file).expect("it is there");
+    }
+}
+
+#[test]
 fn a_journal_tells_a_device_that_lost_its_writes() {
     let journal = std::env::temp_dir().join(format!("longshore-perf-tool-{}", std::process::id()));
     let path = journal.display();

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -51,6 +51,19 @@ impl Daemon {
 
 #[allow(dead_code)] // as above
 impl Daemon {
+    /// Waits until it serves; an error is what it said instead.
+    pub(crate) fn ready(&mut self) -> Result<(), String> {
+        let out = self.0.stdout.take().expect("piped, and asked once");
+        BufReader::new(out).read_line(&mut self.1).expect("the daemon says that it is ready");
+        if self.1.contains("ready") { Ok(()) } else { Err(self.1.clone()) }
+    }
+
+    /// Ends it as an operator does, and waits for that.
+    pub(crate) fn stop(mut self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.0.wait().expect("it ends")
+    }
+
     /// A member of `/proc/PID/status` in KiB.
     pub(crate) fn status_kib(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("/proc of the daemon");
@@ -134,6 +147,15 @@ impl Place {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the test");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let trid = format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}");
+        let place = Place { dir, trid, perf: perf(), cpu: cpus().swap_remove(0) };
+        place.configure(bdevs, names);
+        place
+    }
+
+    /// Writes the configuration of the next daemon, as `new` does.
+    pub(crate) fn configure(&self, bdevs: &str, names: &[&str]) {
+        let (dir, port) = (&self.dir, self.port());
         let namespaces: String = names
             .iter()
             .map(|n| {
@@ -154,8 +176,6 @@ impl Place {
             bdevs.replace("DIR", &dir.display().to_string())
         );
         std::fs::write(dir.join("config.json"), config).expect("the configuration");
-        let trid = format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}");
-        Place { dir, trid, perf: perf(), cpu: cpus().swap_remove(0) }
     }
 
     /// The port that it listens on.
@@ -171,6 +191,13 @@ impl Place {
 
     /// As `daemon`, on those CPUs and with more options.
     pub(crate) fn daemon_on(&self, cpus: &str, options: &[&str]) -> Daemon {
+        let mut daemon = self.launch(cpus, options, Stdio::inherit());
+        daemon.ready().unwrap_or_else(|said| panic!("the daemon said: {said}"));
+        daemon
+    }
+
+    /// Starts the daemon and does not wait for it. What it logs goes to `log`.
+    pub(crate) fn launch(&self, cpus: &str, options: &[&str], log: Stdio) -> Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_longshore"))
             .arg("-c")
             .arg(self.dir.join("config.json"))
@@ -180,13 +207,10 @@ impl Place {
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .expect("the daemon starts");
-        let mut daemon = Daemon(child, String::new());
-        let out = daemon.0.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut daemon.1).expect("the daemon says that it is ready");
-        assert!(daemon.1.contains("ready"), "the daemon said: {}", daemon.1);
-        daemon
+        Daemon(child, String::new())
     }
 
     /// `longshore-perf` on the subsystem; `more` is added to the transport ID. It shares a CPU with the daemon, so it sleeps when idle.

@@ -7,24 +7,30 @@ use longshore_bdev::Status;
 use longshore_reactor::{Reactor, rdtsc, tick_rate};
 
 use super::Disk;
-use super::journal::{History, UnitHistory};
+use super::journal::{History, Record};
 use super::pattern::{Found, inspect};
 use super::work::Checked;
 
 /// Mismatches that are printed; the rest are counted.
 const PRINTED: u64 = 10;
 
-/// Reads every place that the journal names and judges it.
-pub(crate) async fn check<D: Disk>(r: Reactor, disk: D, history: History, depth: u32) -> Result<Checked, String> {
+/// Reads every place that the journal names and judges it. Returns also what is in blocks that may hold one of several writes.
+pub(crate) async fn check<D: Disk>(
+    r: Reactor,
+    disk: D,
+    history: History,
+    depth: u32,
+) -> Result<(Checked, Vec<Record>), String> {
     let began = rdtsc();
     let header = history.header;
     let places: Rc<RefCell<_>> = Rc::new(RefCell::new(history.units.into_iter()));
     let found = Rc::new(RefCell::new(Checked::default()));
+    let open = Rc::new(RefCell::new(Vec::new()));
     let mut running = Vec::new();
     for _ in 0..depth.max(1) {
         let size = header.unit_blocks as usize * header.block_size as usize;
         let mut buf = r.dma().alloc(size).ok_or("out of memory for buffers: use a smaller -q")?;
-        let (disk, places, found) = (disk.clone(), places.clone(), found.clone());
+        let (disk, places, found, open) = (disk.clone(), places.clone(), found.clone(), open.clone());
         running.push(r.spawn(async move {
             loop {
                 let next = places.borrow_mut().next();
@@ -51,7 +57,12 @@ pub(crate) async fn check<D: Disk>(r: Reactor, disk: D, history: History, depth:
                 for (i, block) in back.as_slice().chunks(header.block_size as usize).enumerate() {
                     let at = lba + i as u64;
                     found.blocks += 1;
-                    if let Err(why) = judge(&unit, &inspect(header.seed, at, block)) {
+                    let is = inspect(header.seed, at, block);
+                    if !unit.possible.is_empty() {
+                        let generation = if let Found::Whole(g) = is { g } else { 0 };
+                        open.borrow_mut().push(Record::Found { lba: at, generation });
+                    }
+                    if let Err(why) = judge(unit.required(i), &unit.possible, &is) {
                         found.mismatches += 1;
                         if found.mismatches <= PRINTED {
                             eprintln!("longshore-perf: LBA {at}: {why}");
@@ -68,23 +79,22 @@ pub(crate) async fn check<D: Disk>(r: Reactor, disk: D, history: History, depth:
     let mut found = found.take();
     found.seconds = (rdtsc() - began) as f64 / tick_rate() as f64;
     found.cpu = r.handle().cpu();
-    Ok(found)
+    Ok((found, open.take()))
 }
 
 /// Whether a block may be what it is.
-fn judge(unit: &UnitHistory, found: &Found) -> Result<(), String> {
-    let UnitHistory { required, possible, .. } = unit;
+fn judge(required: u64, possible: &[u64], found: &Found) -> Result<(), String> {
     let ok = match found {
-        Found::Whole(g) => g == required || possible.contains(g),
+        Found::Whole(g) => *g == required || possible.contains(g),
         // Before the first acknowledged write anything may be there that is not a piece of one.
-        Found::Zero | Found::Foreign => *required == 0,
+        Found::Zero | Found::Foreign => required == 0,
         Found::Torn(_) | Found::Misplaced { .. } | Found::Damaged { .. } => false,
     };
     if ok {
         return Ok(());
     }
-    let lost = matches!(found, Found::Whole(g) if g < required) || matches!(found, Found::Zero | Found::Foreign);
-    let wanted = match (required, &possible[..]) {
+    let lost = matches!(found, Found::Whole(g) if *g < required) || matches!(found, Found::Zero | Found::Foreign);
+    let wanted = match (required, possible) {
         (0, p) => format!("generations {p:?} or what was there before"),
         (r, []) => format!("generation {r}, which was acknowledged"),
         (r, p) => format!("generation {r}, which was acknowledged, or one of {p:?}"),
@@ -96,8 +106,14 @@ fn judge(unit: &UnitHistory, found: &Found) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn unit(required: u64, possible: &[u64]) -> UnitHistory {
-        UnitHistory::of(required, possible)
+    type Unit = (u64, &'static [u64]);
+
+    fn unit(required: u64, possible: &'static [u64]) -> Unit {
+        (required, possible)
+    }
+
+    fn judge((required, possible): &Unit, found: &Found) -> Result<(), String> {
+        super::judge(*required, possible, found)
     }
 
     #[test]

@@ -53,6 +53,15 @@ pub(crate) enum Record {
         /// Number of the flush.
         id: u64,
     },
+    /// A check found a block whole. Counts if the check says that it is complete.
+    Found {
+        /// The block.
+        lba: u64,
+        /// Its generation; 0: not of this journal's writes.
+        generation: u64,
+    },
+    /// A check is complete: after that event, what it found is what is there, and nothing submitted before is to come.
+    Settled(After),
 }
 
 impl Record {
@@ -62,6 +71,8 @@ impl Record {
             Record::Acknowledged { lba, generation, fua } => (2, lba, generation, u32::from(fua)),
             Record::FlushSubmitted { id } => (3, id, 0, 0),
             Record::FlushAcknowledged { id } => (4, id, 0, 0),
+            Record::Found { lba, generation } => (5, lba, generation, 0),
+            Record::Settled(after) => (6, 0, 0, u32::from(after == After::PowerLoss)),
         };
         let mut out = [0; RECORD];
         out[0..4].copy_from_slice(&kind.to_le_bytes());
@@ -81,6 +92,8 @@ impl Record {
             2 => Some(Record::Acknowledged { lba: a, generation: b, fua: flags & 1 != 0 }),
             3 => Some(Record::FlushSubmitted { id: a }),
             4 => Some(Record::FlushAcknowledged { id: a }),
+            5 => Some(Record::Found { lba: a, generation: b }),
+            6 => Some(Record::Settled(if flags & 1 != 0 { After::PowerLoss } else { After::Kill })),
             _ => None,
         }
     }
@@ -119,6 +132,20 @@ impl Journal {
         Ok((Journal { file }, history))
     }
 
+    /// Opens a journal that is there, to add what a check found.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn again(path: &Path) -> Result<Journal, String> {
+        let open = || {
+            let file = OpenOptions::new().append(true).open(path)?;
+            let len = file.metadata()?.len();
+            file.set_len(len - len % RECORD as u64)?;
+            Ok(Journal { file })
+        };
+        open().map_err(|e: io::Error| format!("journal {}: {e}", path.display()))
+    }
+
     /// Adds a record; when this returns, a kill of this process does not lose it.
     ///
     /// # Errors
@@ -154,7 +181,9 @@ fn decode_header(b: &[u8; RECORD]) -> Result<Header, String> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UnitHistory {
     /// Newest write that must be there; 0: none, so anything older may be.
-    pub(crate) required: u64,
+    required: u64,
+    /// What the last check found in each block, if they may differ; anything newer that is required counts instead.
+    settled: Vec<u64>,
     /// Newer writes, each of which may be there.
     pub(crate) possible: Vec<u64>,
     /// Newest write of all.
@@ -176,6 +205,8 @@ pub(crate) struct History {
     pub(crate) acknowledged: u64,
     /// Writes whose end is not recorded.
     pub(crate) unacknowledged: u64,
+    /// What a check that is not known to be complete found, by block.
+    found: BTreeMap<u64, u64>,
 }
 
 /// After which event the device is looked at.
@@ -189,7 +220,7 @@ pub(crate) enum After {
 
 impl History {
     fn new(header: Header) -> History {
-        History { header, units: BTreeMap::new(), acknowledged: 0, unacknowledged: 0 }
+        History { header, units: BTreeMap::new(), acknowledged: 0, unacknowledged: 0, found: BTreeMap::new() }
     }
 
     /// Reads a journal file.
@@ -248,30 +279,55 @@ impl History {
                     }
                 }
             }
+            Record::Found { lba, generation } => {
+                self.found.insert(lba, generation);
+            }
+            Record::Settled(after) => {
+                let found = std::mem::take(&mut self.found);
+                for (&lba, u) in &mut self.units {
+                    u.expect(after);
+                    u.settle(lba, self.header.unit_blocks, &found);
+                }
+                // A flush of before says nothing about what comes.
+                flushes.clear();
+            }
         }
     }
 
     /// What each unit must and may hold.
     pub(crate) fn expect(mut self, after: After) -> History {
-        for u in self.units.values_mut() {
-            let acknowledged = u.undurable.last().copied().unwrap_or(0).max(u.required);
-            let mut possible = u.open.clone();
-            match after {
-                After::Kill => u.required = acknowledged,
-                After::PowerLoss => possible.extend(&u.undurable),
-            }
-            possible.retain(|&g| g > u.required);
-            possible.sort_unstable();
-            u.possible = possible;
-        }
+        self.units.values_mut().for_each(|u| u.expect(after));
         self
     }
 }
 
 impl UnitHistory {
-    #[cfg(test)]
-    pub(super) fn of(required: u64, possible: &[u64]) -> UnitHistory {
-        UnitHistory { required, possible: possible.to_vec(), ..UnitHistory::default() }
+    /// Newest write that must be in block `index` of the unit; 0: none.
+    pub(crate) fn required(&self, index: usize) -> u64 {
+        self.settled.get(index).copied().unwrap_or(0).max(self.required)
+    }
+
+    fn expect(&mut self, after: After) {
+        let acknowledged = self.undurable.last().copied().unwrap_or(0).max(self.required);
+        let mut possible = self.open.clone();
+        match after {
+            After::Kill => self.required = acknowledged,
+            After::PowerLoss => possible.extend(&self.undurable),
+        }
+        possible.retain(|&g| g > self.required);
+        possible.sort_unstable();
+        self.possible = possible;
+    }
+
+    /// What is `found` is there, and none of the writes so far will change it.
+    fn settle(&mut self, lba: u64, blocks: u32, found: &BTreeMap<u64, u64>) {
+        if !self.possible.is_empty() {
+            let known = (lba..lba + u64::from(blocks)).zip(0..);
+            self.settled = known.map(|(at, i)| found.get(&at).copied().unwrap_or(0).max(self.required(i))).collect();
+        }
+        self.undurable.clear();
+        self.open.clear();
+        self.possible.clear();
     }
 
     fn make_durable(&mut self, generation: u64) {
@@ -326,6 +382,33 @@ mod tests {
         assert_eq!((h.units[&8].required, h.units[&8].possible.len()), (1, 0));
         let h = history(&r[..5], After::PowerLoss);
         assert_eq!((h.units[&0].required, &h.units[&0].possible[..]), (0, &[1, 2][..]));
+    }
+
+    #[test]
+    fn what_a_check_found_is_all_that_may_be_there_from_then_on() {
+        let found = |lba, generation| Record::Found { lba, generation };
+        let mut r = vec![sub(0, 1), ack(0, 1), sub(0, 2), ack(0, 2), sub(8, 1), ack(8, 1), sub(8, 2)];
+        r.extend([Record::FlushSubmitted { id: 1 }, sub(16, 1)]);
+        // Not complete: nothing follows from it.
+        let h = history(&[&r[..], &[found(0, 2)]].concat(), After::PowerLoss);
+        assert_eq!((h.units[&0].required(0), &h.units[&0].possible[..]), (0, &[1, 2][..]));
+
+        r.extend([found(0, 2), found(1, 1), found(8, 0), found(9, 0), Record::Settled(After::PowerLoss)]);
+        let h = history(&r, After::PowerLoss);
+        let held = |lba: u64| [0, 1].map(|i| h.units[&lba].required(i));
+        assert_eq!((held(0), held(8), held(16)), ([2, 1], [0, 0], [0, 0]));
+        assert!(h.units.values().all(|u| u.possible.is_empty()));
+        assert_eq!(h.units[&8].newest, 2);
+
+        // Neither a flush of before nor one of after makes durable what was lost.
+        r.extend([Record::FlushAcknowledged { id: 1 }, Record::FlushSubmitted { id: 2 }]);
+        r.extend([Record::FlushAcknowledged { id: 2 }, sub(0, 3)]);
+        let h = history(&r, After::PowerLoss);
+        assert_eq!([0, 1].map(|i| h.units[&0].required(i)), [2, 1]);
+        assert_eq!((h.units[&8].required(0), &h.units[&0].possible[..]), (0, &[3][..]));
+        r.push(ack(0, 3));
+        let h = history(&r, After::Kill);
+        assert_eq!([0, 1].map(|i| h.units[&0].required(i)), [3, 3]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use longshore_reactor::{Runtime, oneshot};
 use serde_json::{Value, json};
 
-use super::journal::{After, Header, History, Journal};
+use super::journal::{After, Header, History, Journal, Record};
 use super::work::{self, Checked, VerifyPlan};
 use super::{Disk as _, check};
 use crate::cli::RunArgs;
@@ -92,7 +92,8 @@ pub(crate) fn check<D: Device>(
             device.block_size()
         ));
     }
-    let history = history.expect(if a.verify_power_loss { After::PowerLoss } else { After::Kill });
+    let after = if a.verify_power_loss { After::PowerLoss } else { After::Kill };
+    let history = history.expect(after);
     let (opened, depth) = (device.clone(), a.io_depth);
     let core = runtime.cores().first().ok_or("no core")?;
     let (acknowledged, open) = (history.acknowledged, history.unacknowledged);
@@ -102,7 +103,7 @@ pub(crate) fn check<D: Device>(
         disk.close().await;
         found
     });
-    let found = collect(vec![one])?;
+    let (found, open_blocks): (Vec<Checked>, Vec<_>) = collect(vec![one])?.into_iter().unzip();
     if !a.json {
         println!("journal: {acknowledged} writes acknowledged, {open} not");
     }
@@ -110,10 +111,19 @@ pub(crate) fn check<D: Device>(
     if let Some(why) = found.iter().find_map(|f| f.failure.clone()) {
         return Err(why);
     }
-    Ok(judge(&found, false))
+    let outcome = judge(&found, false);
+    if a.verify_settle && matches!(outcome, Outcome::Good) {
+        let records = open_blocks.into_iter().flatten().chain([Record::Settled(after)]);
+        let journal_file = Journal::again(journal)?;
+        records
+            .into_iter()
+            .try_for_each(|r| journal_file.add(r))
+            .map_err(|e| format!("journal {}: {e}", journal.display()))?;
+    }
+    Ok(outcome)
 }
 
-fn collect(running: Vec<oneshot::Receiver<Result<Checked, String>>>) -> Result<Vec<Checked>, String> {
+fn collect<T>(running: Vec<oneshot::Receiver<Result<T, String>>>) -> Result<Vec<T>, String> {
     // Every core is waited for before the first error is passed on: memory is in use until then.
     let all: Vec<_> =
         running.into_iter().map(|r| r.wait().unwrap_or_else(|_| Err("a reactor stopped".into()))).collect();

@@ -1,0 +1,491 @@
+//! One array from its making to its last crash.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use longshore_reactor::sim::Random;
+use serde_json::{Value, json};
+
+use super::members::Members;
+use super::served::{Daemon, Place, text};
+use super::{K, M, N, PATIENCE, ROUNDS, Tally};
+
+/// What the array is called.
+const NAME: &str = "E";
+/// The largest request that a controller takes.
+const LARGEST: u64 = 128 << 10;
+/// The longest that load runs before a kill, in microseconds.
+const LONGEST: u64 = 240_000;
+/// The latest moment of a start at which it is killed, in microseconds.
+const START: u64 = 60_000;
+
+/// Whether a member is lost to the array.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// It must be in sync.
+    None,
+    /// It may be in sync.
+    Open,
+    /// It must not be, until it is rebuilt.
+    Sure,
+}
+
+/// A kind of writes, with a part of the array and a journal of its own.
+struct Kind {
+    name: &'static str,
+    options: String,
+}
+
+pub(crate) struct Life<'a> {
+    number: u64,
+    volatile: bool,
+    place: Place,
+    members: Members,
+    blocks: [u32; N],
+    strip: u64,
+    kinds: [Kind; 3],
+    losses: [Loss; N],
+    /// Strips were spoiled: a scrub has to find them before anybody reads.
+    spoiled: bool,
+    /// The present start has nothing to wait for.
+    plain: bool,
+    /// What happened so far, a line a round.
+    story: Vec<String>,
+    tally: &'a mut Tally,
+}
+
+impl Drop for Life<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let kept = self.place.dir.with_file_name(format!("ec-crash-failed-{}", self.number));
+        let _ = std::fs::remove_dir_all(&kept);
+        let _ = std::fs::rename(&self.place.dir, &kept);
+        let log = std::fs::read_to_string(kept.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!(
+            "the last lines that daemons logged:\n{}\n\nmembers of {K}+{M}, strips of {} KiB, blocks {:?}, {}:\n{}\n\n\
+             EC_CRASH={} runs it again, with the same choices; all files are in {}",
+            lines[lines.len().saturating_sub(25)..].join("\n"),
+            self.strip >> 10,
+            self.blocks,
+            if self.volatile { "power cuts" } else { "kills" },
+            self.story.join("\n"),
+            self.number,
+            kept.display()
+        );
+    }
+}
+
+impl<'a> Life<'a> {
+    pub(crate) fn new(life: u64, volatile: bool, cpu: String, tally: &'a mut Tally) -> Life<'a> {
+        let mut r = Random::new(life.wrapping_mul(0x1_0001));
+        let strip = 4096 << r.below(5);
+        let blocks = match r.below(3) {
+            0 => [512; N],
+            1 => [4096; N],
+            _ => std::array::from_fn(|_| if r.chance(500) { 512 } else { 4096 }),
+        };
+        let kinds = [
+            // a block or so each
+            Kind { name: "small", options: "-q 16 -o 4K --offset 0 --span 4M".into() },
+            // whole stripes, or as much of one as goes into a request
+            Kind {
+                name: "whole",
+                options: format!("-q 4 -o {} --offset 4M --span 8M", (K as u64 * strip).min(LARGEST)),
+            },
+            // across the borders of strips and stripes
+            Kind { name: "odd", options: format!("-q 8 -o {} --offset 12M --span 6M", strip + 4096) },
+        ];
+        let mut place = Place::new(&format!("ec-crash-{life}"), "", &[]);
+        place.cpu = cpu;
+        let members = Members::new(&place.dir);
+        Life {
+            number: life * ROUNDS,
+            volatile,
+            place,
+            members,
+            blocks,
+            strip,
+            kinds,
+            losses: [Loss::None; N],
+            spoiled: false,
+            plain: false,
+            story: Vec::new(),
+            tally,
+        }
+    }
+
+    /// So many rounds, each with a crash, and what must be so after the last.
+    pub(crate) fn run(mut self, rounds: u64) {
+        let first = self.number;
+        for number in first..first + rounds {
+            self.number = number;
+            self.story.push(format!("{number}:"));
+            let mut last = Instant::now();
+            let mut took = || std::mem::replace(&mut last, Instant::now()).elapsed().as_millis();
+            let daemon = self.start(number != first);
+            let start = took();
+            self.scrub(number);
+            self.check(number.is_multiple_of(5));
+            let check = took();
+            self.crash(daemon);
+            self.note(&format!("{start} ms to the start, {check} of checks, {} of load and crash", took()));
+        }
+        self.story.push("end:".into());
+        if std::env::var("EC_CRASH_STORY").is_ok() {
+            println!("{}", self.story.join("\n"));
+        }
+        self.end();
+    }
+
+    fn note(&mut self, what: &str) {
+        let line = self.story.last_mut().expect("a round");
+        line.push_str(&format!(" {what};"));
+    }
+
+    /// Chance of the present round, for one purpose.
+    fn random(&self, purpose: u64) -> Random {
+        Random::new(self.number.wrapping_mul(0x100).wrapping_add(purpose))
+    }
+
+    fn lost(&self) -> usize {
+        self.losses.iter().filter(|l| **l != Loss::None).count()
+    }
+
+    // ------------------------------------------------------------ while no daemon runs
+
+    /// What befalls the members between a crash and the next start.
+    fn befall(&mut self) {
+        let mut r = self.random(1);
+        self.plain = true;
+        let slot = r.below(N as u64) as usize;
+        // Two different ones, if two.
+        let other = (slot + 1 + r.below(N as u64 - 1) as usize) % N;
+        let slots = if r.chance(500) { vec![slot, other] } else { vec![slot] };
+        for slot in slots {
+            if self.losses[slot] == Loss::None {
+                self.harm(slot, &mut r);
+            } else {
+                self.returns(slot, &mut r);
+            }
+        }
+        // Later than what was put back, so that this is of an earlier round.
+        let slot = r.below(N as u64) as usize;
+        if self.members.path(slot).exists() {
+            self.members.remember(slot);
+        }
+    }
+
+    fn harm(&mut self, slot: usize, r: &mut Random) {
+        let event = r.below(16);
+        if self.lost() == M || self.spoiled {
+            return;
+        }
+        self.plain = false;
+        let (loss, what) = match event {
+            0 | 1 => {
+                self.members.take_away(slot);
+                self.tally.deleted += 1;
+                (Loss::Sure, "is taken away")
+            }
+            2 | 3 => {
+                self.members.blank(slot);
+                self.tally.deleted += 1;
+                (Loss::Sure, "is empty")
+            }
+            4..=6 if self.members.copied[slot] => {
+                self.members.put_back(slot);
+                self.tally.stale += 1;
+                (Loss::Sure, "is as it was before")
+            }
+            7 if self.members.spoil_superblocks(slot, false, r) => (Loss::Open, "has its newest superblock spoiled"),
+            8 if self.members.spoil_superblocks(slot, true, r) => (Loss::Sure, "has no superblock any more"),
+            9 | 10 if self.members.spoil_page(slot, r) => (Loss::None, "has a page spoiled"),
+            // A scrub finds one wrong strip of a stripe if it has all the others.
+            11..=13 if self.lost() == 0 && self.members.spoil_strips(slot, r) => {
+                self.spoiled = true;
+                (Loss::None, "has strips spoiled")
+            }
+            _ => {
+                self.plain = true;
+                return;
+            }
+        };
+        self.tally.spoiled += u64::from((7..=13).contains(&event));
+        self.losses[slot] = loss;
+        self.note(&format!("{slot} {what}"));
+    }
+
+    /// A member that is lost comes back.
+    fn returns(&mut self, slot: usize, r: &mut Random) {
+        let event = r.below(4);
+        let there = self.members.path(slot).exists();
+        let what = match event {
+            0 if !there => {
+                self.members.bring_back(slot);
+                self.tally.stale += 1;
+                "comes back as it was"
+            }
+            1 if self.members.copied[slot] => {
+                self.members.put_back(slot);
+                self.tally.stale += 1;
+                "comes back as it was before"
+            }
+            2 => {
+                self.members.blank(slot);
+                self.tally.deleted += 1;
+                "comes back empty"
+            }
+            _ => return,
+        };
+        self.losses[slot] = Loss::Sure;
+        self.note(&format!("{slot} {what}"));
+    }
+
+    fn configure(&self, make: bool, r: &mut Random) {
+        let (layer, mut config) = (if self.volatile { "V" } else { "F" }, Vec::new());
+        config.push(json!({"method": "bdev_ec_set_options", "params": {"assemble_timeout_sec": 1}}));
+        for slot in (0..N).filter(|&slot| self.members.path(slot).exists()) {
+            // First: the array must not be found on the devices below.
+            if self.volatile {
+                config.push(json!({"method": "bdev_volatile_create", "params": {
+                    "name": format!("V{slot}"), "base_bdev_name": format!("F{slot}"), "seed": r.bits() >> 16}}));
+            }
+            config.push(json!({"method": "bdev_uring_create", "params": {
+                "name": format!("F{slot}"), "filename": self.members.path(slot), "block_size": self.blocks[slot]}}));
+        }
+        if make {
+            let bases: Vec<String> = (0..N).map(|slot| format!("{layer}{slot}")).collect();
+            config.push(json!({"method": "bdev_ec_create", "params": {"name": NAME, "data_chunk_count": K,
+                "parity_chunk_count": M, "strip_size_kb": self.strip >> 10, "base_bdevs": bases}}));
+        }
+        config.push(json!({"method": "bdev_wait_for_examine"}));
+        let entries: Vec<String> = config.iter().map(Value::to_string).collect();
+        self.place.configure(&entries.join(",\n"), &[NAME]);
+    }
+
+    // ------------------------------------------------------------ starts
+
+    fn launch(&self) -> Daemon {
+        let log = OpenOptions::new().create(true).append(true).open(self.place.dir.join("log")).expect("a log");
+        self.place.launch(&self.place.cpu, &[], Stdio::from(log))
+    }
+
+    /// Starts a daemon on what the crash and other mishaps left.
+    fn start(&mut self, made: bool) -> Daemon {
+        self.members.settle();
+        if made {
+            self.befall();
+        }
+        if super::replayed().is_some() {
+            self.members.keep(&self.place.dir.join("before"));
+        }
+        let mut r = self.random(2);
+        // Not while the array is made: what is half made is made again, by whoever asked for it.
+        let again = if r.chance(300) { 1 + r.below(2) } else { 0 };
+        for _ in 0..again {
+            self.configure(!made, &mut r);
+            let daemon = self.launch();
+            std::thread::sleep(Duration::from_micros(r.below(START)));
+            drop(daemon); // SIGKILL
+            self.members.settle();
+            self.tally.starts_killed += 1;
+        }
+        self.note(&format!("{again} starts killed"));
+        self.configure(!made, &mut r);
+        let began = Instant::now();
+        let mut daemon = self.launch();
+        if let Err(said) = daemon.ready() {
+            panic!("the array does not start: {said}");
+        }
+        if self.plain && made {
+            self.tally.starts.push(began.elapsed());
+        }
+        self.compare_states();
+        daemon
+    }
+
+    fn call(&self, method: &str, params: Value) -> Value {
+        let mut s = UnixStream::connect(self.place.dir.join("rpc.sock")).expect("the daemon's socket");
+        s.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        s.write_all(request.to_string().as_bytes()).expect("the call is sent");
+        let (mut answer, mut buf) = (Vec::new(), [0; 65536]);
+        loop {
+            let n = s.read(&mut buf).expect("an answer");
+            assert!(n > 0, "{method}: the daemon hung up");
+            answer.extend_from_slice(&buf[..n]);
+            if let Ok(v) = serde_json::from_slice::<Value>(&answer) {
+                assert!(v.get("error").is_none(), "{method}: {v}");
+                return v["result"].clone();
+            }
+        }
+    }
+
+    /// The array takes the members that it must take, and no other.
+    fn compare_states(&mut self) {
+        let array = self.call("bdev_ec_get_bdevs", json!({"name": NAME}))[0].clone();
+        for slot in 0..N {
+            let state = &array["base_bdevs"][slot]["state"];
+            match (self.losses[slot], state == "normal") {
+                (Loss::Open, true) => self.losses[slot] = Loss::None,
+                (Loss::Open, false) => self.losses[slot] = Loss::Sure,
+                (Loss::None, false) => panic!("the member in slot {slot} is {state}, and nothing has befallen it"),
+                (Loss::Sure, true) => panic!("the member in slot {slot} counts as in sync, which it cannot be"),
+                (Loss::None, true) | (Loss::Sure, false) => {}
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ what must be so
+
+    /// Strips that were spoiled are found and mended; where none were, all agree.
+    fn scrub(&mut self, number: u64) {
+        if !self.spoiled && !number.is_multiple_of(3) {
+            return;
+        }
+        self.call("bdev_ec_start_scrub", json!({"ec_name": NAME, "max_stripes_per_sec": 0}));
+        let began = Instant::now();
+        let found = loop {
+            let found = self.call("bdev_ec_get_scrub_progress", json!({"ec_name": NAME}));
+            if found["state"] == "finished" {
+                break found;
+            }
+            assert!(began.elapsed() < PATIENCE && found["state"] == "running", "a scrub does not end: {found}");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let n = |key: &str| found[key].as_u64().expect("a count");
+        assert_eq!((n("ambiguous"), n("unreadable")), (0, 0), "{found}");
+        assert!(self.spoiled || n("mismatches") == 0, "strips do not agree after recovery: {found}");
+        self.tally.repaired += n("repaired");
+        self.spoiled = false;
+    }
+
+    fn journal(&self, kind: &Kind) -> PathBuf {
+        self.place.dir.join(format!("journal-{}", kind.name))
+    }
+
+    fn perf(&self, kind: &Kind, options: &str) -> Output {
+        self.place
+            .perf("", &format!("-q 32 --json {options} --verify-check"))
+            .arg(self.journal(kind))
+            .output()
+            .expect("perf")
+    }
+
+    /// Each block is what some flushed or later write made it. What it is now it stays.
+    fn check(&mut self, count_lost: bool) {
+        let (mut acknowledged, mut open, mut lost) = (0, 0, 0);
+        for kind in self.kinds.iter().filter(|k| self.journal(k).exists()) {
+            if count_lost {
+                let found = self.perf(kind, "");
+                lost += u64::from(text(&found).contains("a write is lost"));
+            }
+            let out = self.perf(kind, "--verify-power-loss --verify-settle");
+            assert!(out.status.success(), "{} writes:\n{}", kind.name, text(&out));
+            let v: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+            let n = |key: &str| v[key].as_u64().expect("a count");
+            (acknowledged, open) = (acknowledged + n("acknowledged"), open + n("unacknowledged"));
+        }
+        self.tally.lost += lost;
+        self.tally.seen = (acknowledged, open);
+    }
+
+    /// `longshore check` of whatever is there.
+    fn offline(&self) -> (Option<i32>, String) {
+        let paths = (0..N).map(|slot| self.members.path(slot)).filter(|p| p.exists());
+        let mut c = Command::new(env!("CARGO_BIN_EXE_longshore"));
+        let out = c.arg("check").args(paths).output().expect("the check runs");
+        (out.status.code(), text(&out))
+    }
+
+    // ------------------------------------------------------------ load and crash
+
+    fn load(&self, kind: &Kind, r: &mut Random) -> Child {
+        let (fua, flush) = ([0, 5, 30][r.below(3) as usize], [4, 16, 64][r.below(3) as usize]);
+        let options = format!(
+            "{} --json -w verify -t 60 --fua {fua} --flush-every {flush} --seed {} --verify-journal",
+            kind.options, self.number
+        );
+        let mut c = self.place.perf("", &options);
+        c.arg(self.journal(kind)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the load starts")
+    }
+
+    /// Writes until the daemon is killed; on the way a member may go.
+    fn crash(&mut self, daemon: Daemon) {
+        let mut r = self.random(3);
+        let first = r.below(3) as usize;
+        let which = if r.chance(400) { vec![first, (first + 1) % 3] } else { vec![first] };
+        let written = |life: &Life, i: usize| life.journal(&life.kinds[i]).metadata().map_or(0, |m| m.len());
+        let before: Vec<u64> = which.iter().map(|&i| written(self, i).max(32)).collect();
+        let mut loads: Vec<Child> = which.iter().map(|&i| self.load(&self.kinds[i], &mut r)).collect();
+        let began = Instant::now();
+        while which.iter().zip(&before).any(|(&i, before)| written(self, i) <= *before) {
+            if began.elapsed() > PATIENCE || loads.iter_mut().any(|l| l.try_wait().expect("wait").is_some()) {
+                drop(daemon);
+                panic!("no writes: {}", loads.into_iter().map(end).collect::<Vec<_>>().join("\n"));
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let mut left = Duration::from_micros(r.below(LONGEST));
+        let slot = r.below(N as u64) as usize;
+        if r.chance(300) && self.losses[slot] == Loss::None && self.lost() < M {
+            let part = left.mul_f64(0.5);
+            std::thread::sleep(part);
+            let (method, layer) =
+                if self.volatile { ("bdev_volatile_delete", "V") } else { ("bdev_uring_delete", "F") };
+            self.call(method, json!({"name": format!("{layer}{slot}")}));
+            self.losses[slot] = Loss::Open;
+            self.tally.removed += 1;
+            self.note(&format!("{slot} is removed under load"));
+            left -= part;
+        }
+        std::thread::sleep(left);
+        let ended = loads.iter_mut().any(|l| l.try_wait().expect("wait").is_some());
+        drop(daemon); // SIGKILL
+        let said: Vec<String> = loads.into_iter().map(end).collect();
+        assert!(!ended, "the load ended before the kill:\n{}", said.join("\n"));
+        for said in said {
+            assert!(said.starts_with("3 "), "the load has to find its target gone, and nothing wrong before:\n{said}");
+        }
+        self.tally.kills += 1;
+    }
+
+    /// The check without a daemon agrees with the array, before recovery and after an orderly end.
+    fn end(mut self) {
+        self.members.settle();
+        let (code, said) = self.offline();
+        assert!(matches!(code, Some(0 | 1)), "before recovery: status {code:?}\n{said}");
+        self.plain = false;
+        self.number += 1;
+        self.configure(false, &mut self.random(2));
+        let mut daemon = self.launch();
+        if let Err(said) = daemon.ready() {
+            panic!("the array does not start: {said}");
+        }
+        self.compare_states();
+        self.scrub(0);
+        self.check(false);
+        assert!(daemon.stop().success(), "the daemon does not end well");
+        let (code, said) = self.offline();
+        let whole = self.lost() == 0;
+        assert_eq!(code, Some(i32::from(!whole)), "after the end: {said}");
+        self.tally.acknowledged += self.tally.seen.0;
+        self.tally.open += self.tally.seen.1;
+    }
+}
+
+/// Status and words of a load that ends.
+fn end(load: Child) -> String {
+    let id = load.id();
+    let (tx, rx) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tx.send(load.wait_with_output()));
+    let out = rx.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("the load {id} does not end")).expect("output");
+    format!("{} {}", out.status.code().unwrap_or(-1), text(&out))
+}
