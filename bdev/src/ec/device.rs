@@ -11,6 +11,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::{Reactor, oneshot};
 
 use super::engine::Engine;
+use super::faults;
 use super::format::MemberState;
 use super::lower::Lower;
 use super::remote::Remote;
@@ -142,7 +143,7 @@ impl Bdev for Ec {
         let direct = Arc::new(Direct::default());
         self.direct.lock().unwrap_or_else(PoisonError::into_inner).push(direct.clone());
         let n = self.shared.layout.n();
-        let home = match reactor.handle().index() == self.shared.home.index() {
+        let home = match reactor.handle().index() == self.shared.home.index() && !faults::is_away() {
             true => {
                 Home::Here(engine_here(self.shared.id).ok_or_else(|| BdevError::NotFound(self.shared.name.clone()))?)
             }

@@ -188,8 +188,11 @@ impl Engine {
         let n = r.begun.get();
         r.ended.set(n);
         r.running.set(false);
-        self.journal.flushed(n);
-        self.intent.flushed(n);
+        // Offline, nobody knows what the members that are gone have kept.
+        if !self.shared.is_offline() {
+            self.journal.flushed(n);
+            self.intent.flushed(n);
+        }
         {
             let mut covered = r.covered.borrow_mut();
             let mut txns = r.txns.borrow_mut();

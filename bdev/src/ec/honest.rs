@@ -30,6 +30,11 @@ pub(crate) fn is(_: Mutant) -> bool {
 }
 
 #[inline(always)]
+pub(crate) fn is_away() -> bool {
+    false
+}
+
+#[inline(always)]
 pub(crate) fn enter(_: Window) {}
 
 #[inline(always)]

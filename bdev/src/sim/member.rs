@@ -27,6 +27,18 @@ const STRAGGLER: u64 = 24;
 const STRAGGLE: u64 = 20;
 /// How much slower a slow member is.
 const SLOWER: u64 = 100;
+/// A request that hangs ends after at most so many ticks: half a second, or ten.
+const HANGS: [u64; 2] = [50_000, 1_000_000];
+
+thread_local! {
+    static CHANNELS: RefCell<Vec<Weak<Inner>>> = RefCell::default();
+}
+
+/// What hangs on this thread's members ends now: power failed, or the devices are taken away.
+pub(super) fn unhang() {
+    let all = CHANNELS.take();
+    all.iter().filter_map(Weak::upgrade).for_each(|c| c.unhang());
+}
 
 /// Member `index` of a world, during one life.
 pub struct SimMember {
@@ -60,7 +72,7 @@ impl Bdev for SimMember {
     }
 
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
-        Ok(Box::new(SimChannel(Rc::new_cyclic(|me| Inner {
+        let inner = Rc::new_cyclic(|me: &Weak<Inner>| Inner {
             world: self.world.clone(),
             index: self.index,
             life: self.life,
@@ -70,7 +82,9 @@ impl Bdev for SimMember {
             armed: Cell::new(u64::MAX),
             order: Cell::new(0),
             me: me.clone(),
-        }))))
+        });
+        CHANNELS.with_borrow_mut(|all| all.push(inner.me.clone()));
+        Ok(Box::new(SimChannel(inner)))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -99,6 +113,9 @@ struct Flight {
     order: u64,
     io: IoRef,
     work: Work,
+    hangs: bool,
+    /// It was to be ended early.
+    aborted: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -132,7 +149,7 @@ impl Ord for Flight {
 
 impl Inner {
     fn begin(&self, mut io: IoRef) {
-        let (latency, shuffle, work) = {
+        let (latency, shuffle, work, hangs) = {
             let mut guard = self.world.state();
             let s = &mut *guard;
             let mut latency = 1 + s.random.below(TICKS);
@@ -140,8 +157,14 @@ impl Inner {
                 latency *= STRAGGLE;
             }
             let dead = !s.powered || s.life != self.life || s.members[self.index].health.gone;
-            if s.members[self.index].health.slow {
+            let health = s.members[self.index].health;
+            if health.slow {
                 latency *= SLOWER;
+            }
+            let hangs = health.hangs != 0 && s.random.chance(health.hangs);
+            if hangs {
+                let most = HANGS[s.random.below(2) as usize];
+                latency = most / 10 + s.random.below(most);
             }
             let early = s.random.below(2) == 0;
             let shuffle = s.random.below(1 << 20);
@@ -173,14 +196,14 @@ impl Inner {
                 _ => Work::Fail,
             };
             s.step();
-            (latency * TICK, shuffle, work)
+            (latency * TICK, shuffle, work, hangs)
         };
         let now = self.reactor.rdtsc();
         let due = (now / TICK + 1) * TICK + latency;
         let count = self.order.get() + 1;
         self.order.set(count);
         let order = shuffle << 32 | count;
-        self.flying.borrow_mut().push(Reverse(Flight { due, order, io, work }));
+        self.flying.borrow_mut().push(Reverse(Flight { due, order, io, work, hangs, aborted: false }));
         self.arm(due, now);
     }
 
@@ -219,7 +242,43 @@ impl Inner {
         }
     }
 
-    fn end(&self, Flight { mut io, work, .. }: Flight) {
+    /// Lets flights end soon for which `which` is true; it may change them. False: there is none.
+    fn hasten(&self, mut which: impl FnMut(&mut Flight) -> bool) -> bool {
+        let now = self.reactor.rdtsc();
+        let due = (now / TICK + 2) * TICK;
+        let mut all = self.flying.take().into_vec();
+        let mut some = false;
+        for Reverse(f) in &mut all {
+            if which(f) {
+                f.due = f.due.min(due);
+                some = true;
+            }
+        }
+        self.flying.replace(all.into());
+        if some {
+            self.arm(due, now);
+        }
+        some
+    }
+
+    fn unhang(&self) {
+        self.hasten(|f| f.hangs);
+    }
+
+    fn abort(&self, id: IoId) -> bool {
+        if !self.flying.borrow().iter().any(|Reverse(f)| f.io.id() == id) {
+            return false;
+        }
+        let aborts = self.world.state().aborts;
+        self.hasten(|f| {
+            let this = aborts && f.hangs && f.io.id() == id;
+            f.aborted |= this;
+            this
+        });
+        true
+    }
+
+    fn end(&self, Flight { mut io, work, aborted, .. }: Flight) {
         let status = {
             let mut guard = self.world.state();
             let s = &mut *guard;
@@ -233,16 +292,17 @@ impl Inner {
             match work {
                 // The images are what the crash left.
                 _ if dead => Status::INTERNAL_ERROR,
-                // A member that vanishes may have done what it does not acknowledge.
-                Work::Write(id) if gone => {
+                // A member may have done what it does not acknowledge.
+                Work::Write(id) if gone || aborted => {
                     if keep {
                         image.complete(id, lba, n, false);
                     } else {
                         image.give_up(id, lba, n);
                     }
-                    Status::INTERNAL_ERROR
+                    if gone { Status::INTERNAL_ERROR } else { Status::ABORT_REQUESTED }
                 }
                 _ if gone => Status::INTERNAL_ERROR,
+                _ if aborted => Status::ABORT_REQUESTED,
                 Work::Fail => Status::INTERNAL_ERROR,
                 Work::Read(_) if io.op() == Op::Read && image.spoiled(lba, n) => Status::UNRECOVERED_READ_ERROR,
                 Work::Read(taken) => {
@@ -284,8 +344,8 @@ impl IoChannel for SimChannel {
         self.0.begin(io);
     }
 
-    /// A request that a device has begun is not taken back: it ends when it ends.
+    /// A request that a device has begun is not taken back: it ends when it ends. Some devices end one that hangs.
     fn abort(&self, id: IoId) -> bool {
-        self.0.flying.borrow().iter().any(|Reverse(f)| f.io.id() == id)
+        self.0.abort(id)
     }
 }

@@ -9,21 +9,27 @@
 //! A layer is tried by a [`Stack`]: how it is made, started and stopped. [`run_seed`] does the rest, [`run_script`] repeats it,
 //! [`shrink()`] finds a smaller script that fails as well, and [`run_seeds`] runs many. `docs/simulator.md` says how to use it.
 
+mod author;
+mod budget;
 mod image;
 mod member;
 mod oracle;
 mod report;
 mod run;
+mod scenes;
 mod script;
 mod shrink;
+mod worker;
 mod world;
 
+pub use author::Author;
+pub use budget::Budget;
 pub use image::{Content, Image, WriteId};
 pub use member::SimMember;
 pub use oracle::{Oracle, Stamp, Ticket, fill, stamp_of};
 pub use report::{Report, run_seeds};
 pub use run::{DEVICE, Outcome, Place, Stack, Tally, member_name, run_script, run_seed};
-pub use script::{Author, Life, Script, Shape, Step};
+pub use script::{Life, Script, Shape, Step};
 pub use shrink::shrink;
 pub use world::{Health, Windows, World};
 

@@ -1,8 +1,9 @@
 //! Runs a script against a device on simulated members, and judges what the device answers.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,15 +14,17 @@ use longshore_reactor::sim::{Settings, Sim};
 use longshore_reactor::{DmaOptions, Reactor, RingOptions};
 use uuid::Uuid;
 
+use super::author::Author;
+use super::budget::Budget;
 use super::image::Image;
-use super::member::SimMember;
-use super::oracle::{self, Oracle};
-use super::script::{Author, Life, Script, Shape, Step};
+use super::member::{SimMember, unhang};
+use super::oracle::Oracle;
+use super::script::{Life, Script, Shape};
+use super::worker::Tasks;
 use super::world::{Health, Windows, World};
 use crate::channel::Channel;
 use crate::core::{CoreOptions, CoreState};
 use crate::desc::BdevDesc;
-use crate::io::IoFlags;
 use crate::registry::Registry;
 
 /// Name of the device that is tried.
@@ -46,6 +49,8 @@ pub struct Place {
     pub present: Vec<usize>,
     /// Nothing was ever written: the device is to be made.
     pub first: bool,
+    /// Requests are to take the way that those of other cores take.
+    pub away: bool,
 }
 
 /// The name of member `i`.
@@ -79,6 +84,31 @@ pub trait Stack: 'static {
     fn inspect(&self, world: &World, sound: &[bool]) -> Result<(), String> {
         let _ = (world, sound);
         Ok(())
+    }
+
+    /// What the images of all members say while nothing runs: `true` at `i` if the device counts member `i` as one that lacks
+    /// something. `None`: it keeps no book of that, and who was damaged once stays so.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn given_up(&self, world: &World) -> Result<Option<Vec<bool>>, String> {
+        let _ = world;
+        Ok(None)
+    }
+
+    /// Blocks of a member that may become wrong without any sign.
+    fn may_rot(&self, member: usize) -> Range<usize> {
+        let _ = member;
+        0..0
+    }
+
+    /// Lets the device find what is wrong and mend it. False: it did not put everything right.
+    ///
+    /// # Errors
+    /// It could not look.
+    fn scrub(&self, place: &Place) -> impl Future<Output = Result<bool, String>> {
+        let _ = place;
+        async { Ok(true) }
     }
 }
 
@@ -114,9 +144,9 @@ enum Writer {
 }
 
 impl Writer {
-    fn next(&mut self, done: usize) -> Option<Life> {
+    fn next(&mut self, done: usize, budget: &Budget) -> Option<Life> {
         match self {
-            Writer::Author(a) => a.next(done),
+            Writer::Author(a) => a.next(done, budget),
             Writer::Fixed(lives) => lives.pop_front(),
         }
     }
@@ -140,23 +170,28 @@ fn run<S: Stack>(seed: u64, stack: S, writer: Writer) -> Outcome {
     let world = World::new(seed, stack.images(), stack.windows());
     let outcome = sim.block_on(move |r| async move {
         CoreState::init(&r, CoreOptions { requests: 1024, child_reserve: 256 });
-        let oracle = Oracle::new(stack.shape().blocks);
-        let damaged = BTreeSet::new();
-        let mut runner =
-            Runner { reactor: r, world, stack, oracle: Rc::new(RefCell::new(oracle)), damaged, first: true };
+        let shape = stack.shape();
+        let (oracle, budget) = (Oracle::new(shape.blocks), Budget::new(&shape));
+        let mut runner = Runner {
+            reactor: r,
+            world,
+            stack: Rc::new(stack),
+            oracle: Rc::new(RefCell::new(oracle)),
+            budget: Rc::new(RefCell::new(budget)),
+            first: true,
+        };
         runner.all(writer).await
     });
     CoreState::shutdown();
     outcome
 }
 
-struct Runner<S> {
-    reactor: Reactor,
-    world: World,
-    stack: S,
-    oracle: Rc<RefCell<Oracle>>,
-    /// Members that have been damaged or missing.
-    damaged: BTreeSet<usize>,
+pub(super) struct Runner<S> {
+    pub(super) reactor: Reactor,
+    pub(super) world: World,
+    pub(super) stack: Rc<S>,
+    pub(super) oracle: Rc<RefCell<Oracle>>,
+    pub(super) budget: Rc<RefCell<Budget>>,
     first: bool,
 }
 
@@ -165,17 +200,17 @@ impl<S: Stack> Runner<S> {
         let mut script = Script::default();
         let mut tally = Tally::default();
         let mut wrong = Ok(());
-        while let Some(life) = writer.next(tally.requests) {
+        loop {
+            let next = writer.next(tally.requests, &self.budget.borrow());
+            let Some(life) = next else { break };
             script.0.push(life.clone());
             wrong = self.live(&life, &mut tally).await;
             if wrong.is_err() {
                 break;
             }
         }
-        if wrong.is_ok() && matches!(writer, Writer::Author(_)) {
-            // What was recovered stays, whoever is missing.
-            let absent = self.damaged.iter().copied().collect();
-            let last = Life { absent, orderly: true, depth: 1, ..Life::default() };
+        if let (Ok(()), Writer::Author(author)) = (&wrong, &mut writer) {
+            let last = author.last(&self.budget.borrow());
             script.0.push(last.clone());
             wrong = self.live(&last, &mut tally).await;
         }
@@ -187,11 +222,9 @@ impl<S: Stack> Runner<S> {
         let number = tally.lives;
         let said = |what: String| format!("life {number}: {what}");
         let members = self.world.members();
-        // All of them are needed to make the device.
-        let absent: &[usize] = if self.first { &[] } else { &life.absent };
-        self.damaged.extend(absent);
+        let absent = self.absent(life);
         for i in 0..members {
-            self.world.set_health(i, Health { gone: absent.contains(&i), slow: false });
+            self.world.set_health(i, Health { gone: absent.contains(&i), ..Health::default() });
         }
         self.world.power_on();
         self.world.crash_in(life.crash_in);
@@ -202,6 +235,7 @@ impl<S: Stack> Runner<S> {
             world: self.world.clone(),
             present: present.clone(),
             first: self.first,
+            away: life.away,
         };
         for &i in &present {
             let uuid = Uuid::from_u128(0x6d656d_626572 << 32 | i as u128);
@@ -218,6 +252,7 @@ impl<S: Stack> Runner<S> {
             tally.windows.extend(self.world.crashed_in());
         }
         self.world.crash_in(None);
+        unhang();
         let stopped = self.take_down(&place).await;
         lived.map_err(said)?;
         stopped.map_err(said)?;
@@ -226,17 +261,51 @@ impl<S: Stack> Runner<S> {
             self.world.cut();
         }
         self.oracle.borrow_mut().crashed();
-        let sound: Vec<bool> = (0..members).map(|i| !self.damaged.contains(&i)).collect();
         if self.first {
             return Ok(());
         }
-        self.stack.inspect(&self.world, &sound).map_err(|e| said(format!("the images after it: {e}")))
+        let images = |e| said(format!("the images after it: {e}"));
+        self.take_stock().map_err(images)?;
+        let sound: Vec<bool> = {
+            let b = self.budget.borrow();
+            (0..members).map(|i| !b.lost().contains(&i) && !b.rotten().contains(&i)).collect()
+        };
+        self.stack.inspect(&self.world, &sound).map_err(images)
+    }
+
+    /// Those who are absent: no more than may be, or it is a life in which too many are.
+    fn absent(&self, life: &Life) -> Vec<usize> {
+        if self.first {
+            // All of them are needed to make the device.
+            return Vec::new();
+        }
+        let whole = self.are_whole();
+        let mut b = self.budget.borrow_mut();
+        life.absent.iter().copied().filter(|&m| if life.exceed { b.exceed(m, whole) } else { b.lose(m) }).collect()
+    }
+
+    /// True if every block of every member that is lost can be read, so that it is as good as the others if it was not given up.
+    fn are_whole(&self) -> bool {
+        self.budget.borrow().lost().iter().all(|&m| self.world.image(m, |i| !i.is_damaged()))
+    }
+
+    /// Looks who lacks something: who was away for a moment without anybody's noting it does not.
+    fn take_stock(&self) -> Result<(), String> {
+        let Some(given_up) = self.stack.given_up(&self.world)? else { return Ok(()) };
+        let mut b = self.budget.borrow_mut();
+        if let Some(m) = (0..given_up.len()).find(|m| given_up[*m] && !b.lost().contains(m)) {
+            return Err(format!("member {m} was given up, and nothing had been wrong with it"));
+        }
+        b.keep(|m| given_up[m] || self.world.image(m, |i| i.is_damaged()));
+        Ok(())
     }
 
     /// From start to the last step, or until power fails.
     async fn serve(&mut self, place: &Place, life: &Life, tally: &mut Tally) -> Result<(), String> {
         let started = within(&self.reactor, self.stack.start(place)).await;
+        let too_few = self.budget.borrow().is_exceeded();
         match started.ok_or("the start does not end")? {
+            Err(_) if self.world.powered() && too_few => return Ok(()),
             Err(why) if self.world.powered() => return Err(format!("it does not start: {why}")),
             Ok(()) if self.world.powered() => {}
             _ => {
@@ -249,19 +318,40 @@ impl<S: Stack> Runner<S> {
             place.registry.open(DEVICE, true, Box::new(|_| {})).map_err(|e| format!("it cannot be opened: {e}"))?;
         let channel = desc.channel().map_err(|e| format!("it has no channel: {e}"))?;
         let all = async {
+            if !self.mend(place).await? {
+                return Ok(());
+            }
             self.look(&channel, true).await?;
             self.look(&channel, false).await?;
-            let tasks = Tasks::start(self, &channel, life);
+            if too_few {
+                return Ok(());
+            }
+            let tasks = Tasks::start(self, place, &channel, life);
             let done = tasks.end().await;
             tally.requests += done.0;
-            self.damaged.extend(done.2);
             done.1?;
-            self.look(&channel, false).await
+            if self.budget.borrow().is_exceeded() { Ok(()) } else { self.look(&channel, false).await }
         };
         let ended = within(&place.reactor, all).await;
         drop(channel);
         drop::<BdevDesc>(desc);
         ended.ok_or("a request does not end")?
+    }
+
+    /// Puts right what has been wrong since before the start. False: power failed.
+    async fn mend(&self, place: &Place) -> Result<bool, String> {
+        if self.budget.borrow().rotten().is_empty() {
+            return Ok(true);
+        }
+        let mended = self.stack.scrub(place).await;
+        if !self.world.powered() {
+            return Ok(false);
+        }
+        if !mended? {
+            return Err("not everything that was wrong was found and mended".into());
+        }
+        self.budget.borrow_mut().mended();
+        Ok(true)
     }
 
     /// Reads everything; with `first`, what is found is from now on what has to be there.
@@ -302,193 +392,8 @@ impl<S: Stack> Runner<S> {
     }
 }
 
-/// What came of the steps of a life: requests made, the first thing that was wrong, members that were damaged.
-type Done = (usize, Result<(), String>, BTreeSet<usize>);
-
-/// Those who make requests.
-struct Tasks {
-    shared: Rc<RefCell<Shared>>,
-    running: Vec<longshore_reactor::JoinHandle<()>>,
-}
-
-struct Shared {
-    steps: VecDeque<Step>,
-    busy: usize,
-    done: Done,
-    waiting: Vec<std::task::Waker>,
-}
-
-#[derive(Clone)]
-struct Worker {
-    reactor: Reactor,
-    world: World,
-    oracle: Rc<RefCell<Oracle>>,
-    channel: Channel,
-    shared: Rc<RefCell<Shared>>,
-    unmap_unit: u64,
-}
-
-impl Tasks {
-    fn start<S: Stack>(r: &Runner<S>, channel: &Channel, life: &Life) -> Tasks {
-        let steps = life.steps.iter().copied().collect();
-        let done = (0, Ok(()), BTreeSet::new());
-        let shared = Rc::new(RefCell::new(Shared { steps, busy: 0, done, waiting: Vec::new() }));
-        let worker = Worker {
-            reactor: r.reactor.clone(),
-            world: r.world.clone(),
-            oracle: r.oracle.clone(),
-            channel: channel.clone(),
-            shared: shared.clone(),
-            unmap_unit: r.stack.shape().unmap_unit,
-        };
-        let running = (0..life.depth.max(1)).map(|_| r.reactor.spawn(worker.clone().work())).collect();
-        Tasks { shared, running }
-    }
-
-    async fn end(self) -> Done {
-        for t in self.running {
-            let _ = t.await;
-        }
-        let s = self.shared.borrow();
-        (s.done.0, s.done.1.clone(), s.done.2.clone())
-    }
-}
-
-impl Worker {
-    async fn work(self) {
-        while let Some(step) = self.take().await {
-            if step.is_request() {
-                self.shared.borrow_mut().done.0 += 1;
-            }
-            let outcome = self.step(step).await;
-            let mut s = self.shared.borrow_mut();
-            s.busy -= 1;
-            if let (Err(why), Ok(())) = (outcome, &s.done.1) {
-                s.done.1 = Err(format!("{step:?}: {why}"));
-                s.steps.clear();
-            }
-            s.waiting.drain(..).for_each(|w| w.wake());
-        }
-    }
-
-    /// The next step. One that settles comes when nothing is under way, and nothing begins before it has ended.
-    async fn take(&self) -> Option<Step> {
-        poll_fn(|cx| {
-            let mut s = self.shared.borrow_mut();
-            if !self.world.powered() {
-                s.steps.clear();
-            }
-            while s.busy == 0 && s.steps.front() == Some(&Step::Settle) {
-                s.steps.pop_front();
-            }
-            match s.steps.front() {
-                None => Poll::Ready(None),
-                Some(Step::Settle) => {
-                    s.waiting.push(cx.waker().clone());
-                    Poll::Pending
-                }
-                Some(_) => {
-                    s.busy += 1;
-                    Poll::Ready(s.steps.pop_front())
-                }
-            }
-        })
-        .await
-    }
-
-    async fn step(&self, step: Step) -> Result<(), String> {
-        match step {
-            Step::Write(lba, n, fua) => self.write(lba, n, fua).await,
-            Step::Zeroes(lba, n, fua) => {
-                let ticket = self.oracle.borrow_mut().write(lba, n, 0);
-                let status = self.channel.write_zeroes(lba, n as u32, flags(fua)).await.0;
-                self.judge(status)?.then(|| self.oracle.borrow_mut().written(&ticket, fua));
-                Ok(())
-            }
-            Step::Unmap(lba, n) => {
-                let unit = self.unmap_unit.max(1);
-                let (first, end) = (lba.next_multiple_of(unit), (lba + n) / unit * unit);
-                let ticket = (first < end).then(|| self.oracle.borrow_mut().write(first, end - first, 0));
-                let status = self.channel.unmap(lba, n as u32).await.0;
-                if let (true, Some(ticket)) = (self.judge(status)?, ticket) {
-                    self.oracle.borrow_mut().written(&ticket, true);
-                }
-                Ok(())
-            }
-            Step::Flush => {
-                let ticket = self.oracle.borrow_mut().flush();
-                let status = self.channel.flush().await.0;
-                self.judge(status)?.then(|| self.oracle.borrow_mut().flushed(&ticket));
-                Ok(())
-            }
-            Step::Read(lba, n) => self.read(lba, n).await,
-            Step::Lose(m) => {
-                self.shared.borrow_mut().done.2.insert(m);
-                self.world.set_health(m, Health { gone: true, ..self.world.health(m) });
-                Ok(())
-            }
-            Step::Spoil(m, block) => {
-                self.shared.borrow_mut().done.2.insert(m);
-                self.world.image(m, |i| i.spoil(block % i.len()));
-                Ok(())
-            }
-            Step::Slow(m, slow) => {
-                self.world.set_health(m, Health { slow, ..self.world.health(m) });
-                Ok(())
-            }
-            Step::Cut(n) => {
-                self.world.crash_in(Some(n));
-                Ok(())
-            }
-            Step::Settle => Ok(()),
-        }
-    }
-
-    fn block_size(&self) -> usize {
-        self.channel.node().geometry().block_size as usize
-    }
-
-    async fn write(&self, lba: u64, n: u64, fua: bool) -> Result<(), String> {
-        let bs = self.block_size();
-        let mut buf = self.reactor.dma().alloc(n as usize * bs).ok_or("out of memory")?;
-        let ticket = {
-            let mut o = self.oracle.borrow_mut();
-            let stamp = o.stamp();
-            let bytes = buf.get_mut().ok_or("a buffer is shared")?;
-            (lba..).zip(bytes.chunks_exact_mut(bs)).for_each(|(lba, b)| oracle::fill(b, lba, stamp));
-            o.write(lba, n, stamp)
-        };
-        let status = self.channel.write(lba, n as u32, buf, flags(fua)).await.0;
-        self.judge(status)?.then(|| self.oracle.borrow_mut().written(&ticket, fua));
-        Ok(())
-    }
-
-    async fn read(&self, lba: u64, n: u64) -> Result<(), String> {
-        let buf = self.reactor.dma().alloc(n as usize * self.block_size()).ok_or("out of memory")?;
-        let ticket = self.oracle.borrow_mut().read(lba, n);
-        let (status, buf) = self.channel.read(lba, n as u32, buf).await;
-        match (self.judge(status)?, buf) {
-            (true, Some(buf)) => self.oracle.borrow_mut().returned(&ticket, buf.as_slice()),
-            _ => Ok(()),
-        }
-    }
-
-    /// True if the request was acknowledged. An answer after power has failed reaches nobody.
-    fn judge(&self, status: crate::Status) -> Result<bool, String> {
-        match (self.world.powered(), status.is_ok()) {
-            (true, true) => Ok(true),
-            (true, false) => Err(format!("failed: {status}")),
-            (false, _) => Ok(false),
-        }
-    }
-}
-
-fn flags(fua: bool) -> IoFlags {
-    if fua { IoFlags::FUA } else { IoFlags::NONE }
-}
-
 /// `None`: it does not end in time.
-async fn within<F: Future>(r: &Reactor, f: F) -> Option<F::Output> {
+pub(super) async fn within<F: Future>(r: &Reactor, f: F) -> Option<F::Output> {
     let (mut f, mut late) = (pin!(f), pin!(r.sleep(PATIENCE)));
     poll_fn(|cx| match f.as_mut().poll(cx) {
         Poll::Ready(v) => Poll::Ready(Some(v)),

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use longshore_reactor::sim::Random;
-
 /// Something that is done in a life. Places are in blocks of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -17,14 +15,23 @@ pub enum Step {
     Flush,
     /// An unmap.
     Unmap(u64, u64),
-    /// A member vanishes. Not a request.
+    /// A member vanishes, unless too many are damaged. Not a request.
     Lose(usize),
-    /// A member's block cannot be read until it is written. Not a request.
+    /// A member vanishes, however many have. Not a request.
+    Exceed(usize),
+    /// A member's block cannot be read until it is written, unless too many members are damaged. Not a request.
     Spoil(usize, usize),
     /// A member becomes slow, or normal again. Not a request.
     Slow(usize, bool),
+    /// So many of a thousand requests to a member hang, unless too many members are damaged. Not a request.
+    Hang(usize, u32),
+    /// While nothing else is under way, some blocks of as many members as can be told become wrong, and the device looks for what is
+    /// wrong and mends it. The number decides which. Not a request.
+    Scrub(u64),
     /// Power fails after so many more requests to and answers of members. Not a request.
     Cut(u64),
+    /// Power fails after so many microseconds. Not a request.
+    CutAfter(u64),
     /// All requests until now end before the next begins. Not a request.
     Settle,
 }
@@ -32,15 +39,25 @@ pub enum Step {
 impl Step {
     /// True if the step asks the device for something.
     pub fn is_request(&self) -> bool {
-        !matches!(self, Step::Lose(_) | Step::Spoil(..) | Step::Slow(..) | Step::Cut(_) | Step::Settle)
+        use Step::{Flush, Read, Unmap, Write, Zeroes};
+        matches!(self, Write(..) | Zeroes(..) | Read(..) | Flush | Unmap(..))
+    }
+
+    /// True if it begins when everything before has ended, and nothing else begins before it has.
+    pub fn is_alone(&self) -> bool {
+        matches!(self, Step::Settle | Step::Scrub(_))
     }
 }
 
 /// From power on to power off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Life {
-    /// Members that are not there.
+    /// Members that are not there. Of more than may be damaged, the last ones are there all the same.
     pub absent: Vec<usize>,
+    /// They are absent even if that is too many: the device need not start.
+    pub exceed: bool,
+    /// Requests come from another core than the device's.
+    pub away: bool,
     /// Power fails when members have been asked and have answered so often; `None`: when the steps have ended.
     pub crash_in: Option<u64>,
     /// The device is stopped in order when the steps have ended, before power goes.
@@ -67,7 +84,10 @@ impl fmt::Display for Script {
         for (i, l) in self.0.iter().enumerate() {
             write!(f, "life {}:", i + 1)?;
             if !l.absent.is_empty() {
-                write!(f, " without members {:?},", l.absent)?;
+                write!(f, " without members {:?}{},", l.absent, if l.exceed { " at all events" } else { "" })?;
+            }
+            if l.away {
+                write!(f, " from another core,")?;
             }
             match l.crash_in {
                 Some(n) => write!(f, " power fails at step {n}")?,
@@ -82,7 +102,7 @@ impl fmt::Display for Script {
 }
 
 /// What a script is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
     /// Blocks of the device.
     pub blocks: u64,
@@ -92,156 +112,17 @@ pub struct Shape {
     pub members: usize,
     /// Members that may be missing at once, and keep missing.
     pub tolerates: usize,
+    /// Strips that are redundant: of half as many wrong ones it can be told which they are.
+    pub redundancy: usize,
+    /// More than [`tolerates`](Shape::tolerates) may be missing for a while: then requests end with NAMESPACE NOT READY, or it does not
+    /// start, and when they are back nothing was lost.
+    pub exceeds: bool,
+    /// Members that have a volatile cache, a bit each.
+    pub volatile: u64,
     /// Blocks of a member.
     pub member_blocks: usize,
     /// Unmaps zero aligned groups of so many blocks and leave everything else; 0: there are none.
     pub unmap_unit: u64,
     /// About how many requests its members get when it starts.
     pub start_requests: u64,
-}
-
-/// Makes up lives from a seed, until enough requests were made.
-pub struct Author {
-    random: Random,
-    shape: Shape,
-    wanted: usize,
-    /// Members that are damaged or missing for good, and whether each is there.
-    lost: Vec<(usize, bool)>,
-    /// Crashes in recovery that are left before the next life with requests.
-    interrupted: u64,
-    lives: usize,
-}
-
-/// Recoveries in a row that a crash may interrupt.
-const DEPTH: u64 = 3;
-/// Most lives of a run.
-const LIVES: usize = 60;
-
-impl Author {
-    /// The author of `seed`, who makes up at least `wanted` requests.
-    pub fn new(seed: u64, shape: Shape, wanted: usize) -> Author {
-        Author { random: Random::new(seed), shape, wanted, lost: Vec::new(), interrupted: 0, lives: 0 }
-    }
-
-    /// The next life, after `done` requests; `None`: it is enough.
-    pub fn next(&mut self, done: usize) -> Option<Life> {
-        if done >= self.wanted && self.interrupted == 0 || self.lives >= LIVES {
-            return None;
-        }
-        self.lives += 1;
-        let mut life = Life { depth: 1 + self.random.below(8) as usize, ..Life::default() };
-        self.come_and_go(&mut life);
-        if self.interrupted > 0 {
-            self.interrupted -= 1;
-            life.crash_in = Some(1 + self.random.below(2 * self.shape.start_requests));
-            return Some(life);
-        }
-        let n = 10 + self.random.below(90);
-        let region = self.region();
-        for _ in 0..n {
-            let step = self.step(region);
-            life.steps.push(step);
-        }
-        self.mischief(&mut life);
-        let expected = 2 * self.shape.start_requests + n * self.shape.members as u64 * 5;
-        match self.random.below(10) {
-            0 => life.orderly = true,
-            1 => {}
-            _ => life.crash_in = Some(1 + self.random.below(expected)),
-        }
-        if self.lives > 1 || self.random.below(2) == 0 {
-            self.interrupted = self.random.below(DEPTH + 1).saturating_sub(self.random.below(3));
-        }
-        Some(life)
-    }
-
-    /// A part of the device that most requests of a life are in, so that they meet.
-    fn region(&mut self) -> (u64, u64) {
-        let Shape { blocks, stripe, .. } = self.shape;
-        let len = (stripe * (1 + self.random.below(6))).min(blocks);
-        (self.random.below(blocks - len + 1), len)
-    }
-
-    fn place(&mut self, (start, len): (u64, u64)) -> (u64, u64) {
-        let Shape { blocks, stripe, .. } = self.shape;
-        let (start, len) = if self.random.chance(150) { (0, blocks) } else { (start, len) };
-        let mut lba = start + self.random.below(len);
-        let n = match self.random.below(10) {
-            0..4 => 1,
-            4..7 => 1 + self.random.below(stripe),
-            7..9 => {
-                lba -= lba % stripe;
-                stripe * (1 + self.random.below(2))
-            }
-            _ => 1 + self.random.below(2 * stripe),
-        };
-        (lba, n.clamp(1, blocks - lba))
-    }
-
-    fn step(&mut self, region: (u64, u64)) -> Step {
-        let (lba, n) = self.place(region);
-        let fua = self.random.chance(200);
-        match self.random.below(100) {
-            0..62 => Step::Write(lba, n, fua),
-            62..72 => Step::Read(lba, n),
-            72..84 => Step::Flush,
-            84..89 => Step::Zeroes(lba, n, fua),
-            89..94 if self.shape.unmap_unit != 0 => Step::Unmap(lba, n),
-            94..96 => Step::Settle,
-            _ => Step::Write(lba, n, false),
-        }
-    }
-
-    /// Members that are absent at the start of a life, or come back with what they had.
-    fn come_and_go(&mut self, life: &mut Life) {
-        if self.lives > 1 && self.random.chance(120) {
-            self.lose(false);
-        }
-        for at in 0..self.lost.len() {
-            if self.random.chance(400) {
-                self.lost[at].1 ^= true;
-            }
-        }
-        life.absent = self.lost.iter().filter(|(_, there)| !there).map(|(m, _)| *m).collect();
-        life.absent.sort_unstable();
-    }
-
-    /// A member more is damaged or missing, if one may be.
-    fn lose(&mut self, there: bool) -> Option<usize> {
-        let m = self.random.below(self.shape.members as u64) as usize;
-        if self.lost.len() >= self.shape.tolerates || self.lost.iter().any(|(l, _)| *l == m) {
-            return None;
-        }
-        self.lost.push((m, there));
-        Some(m)
-    }
-
-    fn mischief(&mut self, life: &mut Life) {
-        let at = |r: &mut Random| r.below(life.steps.len() as u64 + 1) as usize;
-        if self.random.chance(150) {
-            let place = at(&mut self.random);
-            if let Some(m) = self.lose(false) {
-                if self.random.chance(500) {
-                    // What is done about the loss takes about so long.
-                    let soon = 1 + self.random.below(12 * self.shape.members as u64);
-                    life.steps.insert(place, Step::Cut(soon));
-                }
-                life.steps.insert(place, Step::Lose(m));
-            }
-        }
-        if self.random.chance(80)
-            && let Some(m) = self.lose(true)
-        {
-            let place = self.random.below(life.steps.len() as u64 + 1) as usize;
-            for _ in 0..1 + self.random.below(6) {
-                let block = self.random.below(self.shape.member_blocks as u64) as usize;
-                life.steps.insert(place, Step::Spoil(m, block));
-            }
-        }
-        if self.random.chance(60) {
-            let m = self.random.below(self.shape.members as u64) as usize;
-            let place = self.random.below(life.steps.len() as u64 + 1) as usize;
-            life.steps.insert(place, Step::Slow(m, true));
-        }
-    }
 }

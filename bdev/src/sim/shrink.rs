@@ -74,6 +74,8 @@ impl<F: FnMut(&Script) -> bool> Shrinker<F> {
             self.attempt(plain);
             let all = self.with(life, |l| l.absent.clear());
             self.attempt(all);
+            let here = self.with(life, |l| l.away = false);
+            self.attempt(here);
             for (num, den) in [(1, 2), (3, 4), (9, 10)] {
                 let c = with_crash(&self.best, life, |n| n * num / den);
                 self.attempt(c);

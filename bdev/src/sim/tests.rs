@@ -40,7 +40,7 @@ impl Single {
 impl Stack for Single {
     fn shape(&self) -> Shape {
         let blocks = BLOCKS;
-        Shape { blocks, stripe: 4, members: 1, tolerates: 0, member_blocks: 64, unmap_unit: 0, start_requests: 20 }
+        Shape { blocks, stripe: 4, members: 1, member_blocks: 64, start_requests: 20, ..Shape::default() }
     }
 
     fn images(&self) -> Vec<Image> {

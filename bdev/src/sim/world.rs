@@ -13,6 +13,8 @@ pub struct Health {
     pub gone: bool,
     /// Requests take a hundred times as long.
     pub slow: bool,
+    /// So many of a thousand requests hang: they end seconds later, if anything does.
+    pub hangs: u32,
 }
 
 pub(super) struct Member {
@@ -26,6 +28,8 @@ pub type Windows = fn() -> Vec<&'static str>;
 pub(super) struct State {
     pub(super) random: Random,
     pub(super) members: Vec<Member>,
+    /// Devices end requests that hang when they are told to.
+    pub(super) aborts: bool,
     /// Devices of an earlier life are dead.
     pub(super) life: u64,
     pub(super) powered: bool,
@@ -63,8 +67,10 @@ impl World {
     /// Members with these images. `windows` names what is going on whenever power fails.
     pub fn new(seed: u64, images: Vec<Image>, windows: Windows) -> World {
         let members = images.into_iter().map(|image| Member { image, health: Health::default() }).collect();
+        let mut random = Random::new(seed);
         World(Arc::new(Mutex::new(State {
-            random: Random::new(seed),
+            aborts: random.below(2) == 0,
+            random,
             members,
             life: 0,
             powered: false,
@@ -109,6 +115,11 @@ impl World {
     /// Requests submitted to and completed by members so far.
     pub fn steps(&self) -> u64 {
         self.state().steps
+    }
+
+    /// Number of the life.
+    pub fn life(&self) -> u64 {
+        self.state().life
     }
 
     /// True while power is on.

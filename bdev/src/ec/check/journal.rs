@@ -37,9 +37,10 @@ pub(super) fn redo(opened: &Opened<'_>, map: &Map, report: &mut Report) -> Redo 
         let Some(device) = opened.device(slot).filter(|_| live) else { continue };
         for index in 0..opened.layout().journal_slots {
             match record(opened, device, slot, index) {
-                Ok(Some(header)) => {
+                Ok(Some((header, whole))) => {
+                    // Also that of a record which a crash has torn: the record that it replaces had one as high, and may be the last that did.
                     tail = tail.max(header.tail);
-                    if !header.is_mark() {
+                    if whole && !header.is_mark() {
                         transactions.entry(header.txn).or_default().push(Share { slot, header });
                     }
                 }
@@ -68,8 +69,13 @@ pub(super) fn redo(opened: &Opened<'_>, map: &Map, report: &mut Report) -> Redo 
     Redo(redo)
 }
 
-/// The valid record in a journal slot. None where there is none, which is no fault: a crash may tear the last one.
-fn record(opened: &Opened<'_>, device: &dyn ReadAt, slot: usize, index: u32) -> Result<Option<RecordHeader>, String> {
+/// The header in a journal slot, and whether its payload is whole. None where there is none, which is no fault: a crash may tear the last one.
+fn record(
+    opened: &Opened<'_>,
+    device: &dyn ReadAt,
+    slot: usize,
+    index: u32,
+) -> Result<Option<(RecordHeader, bool)>, String> {
     let (layout, head) = (opened.layout(), &opened.head);
     let mut block = vec![0; layout.block as usize];
     let at = layout.journal_at(index);
@@ -82,5 +88,6 @@ fn record(opened: &Opened<'_>, device: &dyn ReadAt, slot: usize, index: u32) -> 
     }
     let mut payload = vec![0; header.length as usize];
     device.read_at(at + u64::from(layout.block), &mut payload).map_err(|e| format!("cannot be read: {e}"))?;
-    Ok(header.check_payload(&payload).is_ok().then_some(header))
+    let whole = header.check_payload(&payload).is_ok();
+    Ok(Some((header, whole)))
 }

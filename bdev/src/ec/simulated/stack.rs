@@ -1,6 +1,8 @@
 //! An array as the simulator starts it: what is found on the members decides, as it does in the daemon.
 
 use std::io;
+use std::ops::Range;
+use std::time::Duration;
 
 use longshore_reactor::sim::Random;
 use uuid::Uuid;
@@ -12,15 +14,17 @@ use crate::ec::assemble::{Candidate, Decision, Rejection, Situation, decide};
 use crate::ec::check::{ReadAt, Scope, Verdict, check};
 use crate::ec::faults::{self, Mutant};
 use crate::ec::format::{
-    Features, MATRIX_CAUCHY, MemberEntry, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock,
+    Features, MATRIX_CAUCHY, MemberEntry, MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock,
 };
 use crate::ec::layout::{Layout, LayoutOptions, PAGE_BYTES, SUPERBLOCK_BYTES};
-use crate::ec::{Ec, Tuning, start};
+use crate::ec::{Ec, ScrubOptions, ScrubState, Tuning, start};
 use crate::io::IoFlags;
 use crate::sim::{DEVICE, Image, Place, Shape, Stack, Windows, World, member_name};
 
 /// Data and parity strips.
-const GEOMETRIES: [(usize, usize); 8] = [(1, 1), (2, 1), (4, 2), (3, 2), (2, 2), (1, 2), (4, 1), (5, 3)];
+const GEOMETRIES: [(usize, usize); 9] = [(1, 1), (2, 1), (4, 2), (3, 2), (2, 2), (1, 2), (4, 1), (5, 3), (4, 4)];
+/// A member that takes longer has failed. Slow ones take less, those that hang more.
+const TIMEOUT: Duration = Duration::from_millis(600);
 
 /// One array.
 pub(super) struct Array {
@@ -36,8 +40,19 @@ impl Array {
         let (k, m) = GEOMETRIES[random.below(GEOMETRIES.len() as u64) as usize];
         let strip = [4096, 4096, 8192][random.below(3) as usize];
         let blocks = [[512, 512], [4096, 4096], [512, 4096]][random.below(3) as usize];
-        let caches = [[true, true], [true, true], [true, false], [false, false]][random.below(4) as usize];
-        let members: Vec<_> = (0..k + m).map(|i| (blocks[i % 2], caches[random.below(2) as usize & i])).collect();
+        // All have a volatile cache, or none, or any, or no more than may be lost.
+        let mixed = random.below(8);
+        let caches: Vec<bool> = match mixed {
+            0..4 => vec![true; k + m],
+            4 => vec![false; k + m],
+            5 | 6 => (0..k + m).map(|_| random.below(2) == 0).collect(),
+            _ => {
+                let first = random.below((k + m) as u64) as usize;
+                let some = 1 + random.below(m as u64) as usize;
+                (0..k + m).map(|i| (i + first) % (k + m) < some).collect()
+            }
+        };
+        let members: Vec<_> = (0..k + m).map(|i| (blocks[i % 2], caches[i])).collect();
         let block = members.iter().map(|m| m.0).max().unwrap_or(512);
         let o = LayoutOptions {
             journal_slots: Some(4 + random.below(9) as u32),
@@ -116,6 +131,18 @@ impl Array {
         Superblock::select([&copies[0], &copies[1]]).ok()
     }
 
+    /// The same of a member that nobody uses.
+    fn at_rest(&self, world: &World, slot: usize) -> Option<Candidate> {
+        let image = OnImage { world, index: slot, block: self.members[slot].0 };
+        let copy = |copy| {
+            let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
+            image.read_at(Layout::superblock_at(copy), &mut bytes).map_or_else(|_| Vec::new(), |()| bytes)
+        };
+        let superblock = Superblock::select([&copy(0), &copy(1)]).ok()?;
+        let (name, block) = (member_name(slot), self.members[slot].0);
+        Some(Candidate { name, superblock, bytes: self.layout.member_bytes(), block })
+    }
+
     async fn candidates(&self, place: &Place, members: &[Option<BdevDesc>]) -> Vec<Candidate> {
         let mut found = Vec::new();
         for (slot, desc) in members.iter().enumerate() {
@@ -141,6 +168,9 @@ impl Stack for Array {
             stripe: l.stripe_blocks(),
             members: l.n(),
             tolerates: l.m.min(l.n() - self.head().quorum()),
+            redundancy: l.m,
+            exceeds: true,
+            volatile: self.members.iter().rev().fold(0, |mask, m| mask << 1 | u64::from(m.1)),
             member_blocks: (l.member_bytes() / 512) as usize,
             unmap_unit: l.stripe_blocks(),
             start_requests: l.n() as u64 * (u64::from(l.journal_slots) + 16),
@@ -161,6 +191,7 @@ impl Stack for Array {
     async fn start(&self, place: &Place) -> Result<(), String> {
         // What was open at the last crash nobody closed.
         faults::close_windows();
+        faults::set_away(place.away);
         let mut members: Vec<Option<BdevDesc>> = (0..self.layout.n()).map(|_| None).collect();
         for &slot in &place.present {
             let desc = place.registry.open(&member_name(slot), true, Box::new(|_| {})).map_err(|e| e.to_string())?;
@@ -193,7 +224,7 @@ impl Stack for Array {
                 members[slot] = None;
             }
         }
-        let tuning = Tuning { nonce: Some(place.world.below(u64::MAX - 1) + 1), ..Tuning::default() };
+        let tuning = Tuning { nonce: Some(place.world.below(u64::MAX - 1) + 1), write_timeout: TIMEOUT };
         start(&place.registry, DEVICE, assembly.head, members, tuning).await.map(drop).map_err(|e| e.to_string())
     }
 
@@ -216,6 +247,38 @@ impl Stack for Array {
         match report.verdict {
             Verdict::Sound | Verdict::Degraded => Ok(()),
             _ => Err(format!("the check of members {there:?} says {:?}: {:?}", report.verdict, report.findings)),
+        }
+    }
+
+    fn given_up(&self, world: &World) -> Result<Option<Vec<bool>>, String> {
+        let found: Vec<Candidate> = (0..self.members.len()).filter_map(|slot| self.at_rest(world, slot)).collect();
+        match decide(&found, Situation { waited: true, salvage: false }) {
+            Decision::Assemble(a) => {
+                let given_up =
+                    |slot: usize| a.members[slot].is_none() || a.head.members[slot].state != MemberState::InSync;
+                Ok(Some((0..self.members.len()).map(given_up).collect()))
+            }
+            other => Err(format!("they make no array: {other:?}")),
+        }
+    }
+
+    fn may_rot(&self, member: usize) -> Range<usize> {
+        let bs = u64::from(self.members[member].0);
+        let l = &self.layout;
+        (l.data_offset / bs) as usize..((l.data_offset + l.stripes * u64::from(l.strip)) / bs) as usize
+    }
+
+    async fn scrub(&self, place: &Place) -> Result<bool, String> {
+        let node = place.registry.find(DEVICE).ok_or("there is no device")?;
+        let ec = node.device().as_any().downcast_ref::<Ec>().ok_or("it is no array")?;
+        ec.start_scrub(ScrubOptions { stripes_per_second: 0 }).map_err(|e| e.to_string())?;
+        loop {
+            let p = ec.scrub_progress();
+            match p.state {
+                ScrubState::Running => place.reactor.sleep(Duration::from_millis(1)).await,
+                ScrubState::Finished => return Ok(p.ambiguous + p.unreadable == 0),
+                other => return Err(format!("the scrub is {}", other.name())),
+            }
         }
     }
 }

@@ -275,3 +275,31 @@ fn overwrites_go_on_when_the_only_member_with_a_volatile_cache_fails() {
         s.stop().await;
     });
 }
+
+#[test]
+fn an_array_that_goes_offline_takes_no_write_for_durable_that_was_not_flushed() {
+    sim(7, |r| async move {
+        let s = Small::on(2, 2, 4096, 12, &[512], |_, g| Malloc::new(Geometry { volatile_cache: true, ..g }).unwrap());
+        s.create(&r).await;
+        let node = s.start(&r, &[]).await.unwrap();
+        let engine = engine_here(node.device().as_any().downcast_ref::<crate::ec::Ec>().unwrap().shared.id).unwrap();
+        let mut m = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            assert!(m.write(&r, &ch, 512, 0, 12 * 16, 1).await.is_ok());
+            assert!(ch.flush().await.0.is_ok());
+            assert!(m.write(&r, &ch, 512, 0, 1, 77).await.is_ok());
+            let tail = engine.journal.tail();
+            // The round that would retire it fails on more members than can be missing.
+            s.break_member(0, Op::Flush, u32::MAX);
+            s.break_member(3, Op::Flush, u32::MAX);
+            assert_eq!(m.write(&r, &ch, 512, 16, 1, 99).await, Status::NAMESPACE_NOT_READY);
+            for _ in 0..8 {
+                r.yield_now().await;
+            }
+            assert_eq!(engine.journal.tail(), tail, "a record with a later tail would void that of the write");
+        }
+        drop((engine, node));
+        s.stop().await;
+    });
+}

@@ -1,0 +1,256 @@
+//! Those who make the requests of a life and judge the answers.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use longshore_nvme::wire::Status;
+use longshore_reactor::JoinHandle;
+use longshore_reactor::sim::Random;
+
+use super::budget::Budget;
+use super::image::Content;
+use super::oracle::{self, Oracle};
+use super::run::{Place, Runner, Stack};
+use super::script::{Life, Step};
+use super::world::Health;
+use crate::channel::Channel;
+use crate::io::IoFlags;
+
+/// What came of the steps of a life: requests made, the first thing that was wrong.
+type Done = (usize, Result<(), String>);
+
+/// Those who make requests.
+pub(super) struct Tasks {
+    shared: Rc<RefCell<Shared>>,
+    running: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    steps: VecDeque<Step>,
+    busy: usize,
+    /// A step is under way that is alone.
+    alone: bool,
+    done: Done,
+    waiting: Vec<std::task::Waker>,
+}
+
+struct Worker<S> {
+    place: Place,
+    stack: Rc<S>,
+    oracle: Rc<RefCell<Oracle>>,
+    budget: Rc<RefCell<Budget>>,
+    channel: Channel,
+    shared: Rc<RefCell<Shared>>,
+    unmap_unit: u64,
+}
+
+impl Tasks {
+    pub(super) fn start<S: Stack>(r: &Runner<S>, place: &Place, channel: &Channel, life: &Life) -> Tasks {
+        let steps = life.steps.iter().copied().collect();
+        let shared = Shared { steps, busy: 0, alone: false, done: (0, Ok(())), waiting: Vec::new() };
+        let shared = Rc::new(RefCell::new(shared));
+        let worker = || Worker {
+            place: place.clone(),
+            stack: r.stack.clone(),
+            oracle: r.oracle.clone(),
+            budget: r.budget.clone(),
+            channel: channel.clone(),
+            shared: shared.clone(),
+            unmap_unit: r.stack.shape().unmap_unit,
+        };
+        let running = (0..life.depth.max(1)).map(|_| r.reactor.spawn(worker().work())).collect();
+        Tasks { shared, running }
+    }
+
+    pub(super) async fn end(self) -> Done {
+        for t in self.running {
+            let _ = t.await;
+        }
+        self.shared.borrow().done.clone()
+    }
+}
+
+impl<S: Stack> Worker<S> {
+    async fn work(self) {
+        while let Some(step) = self.take().await {
+            if step.is_request() {
+                self.shared.borrow_mut().done.0 += 1;
+            }
+            let outcome = self.step(step).await;
+            let mut s = self.shared.borrow_mut();
+            s.busy -= 1;
+            s.alone &= !step.is_alone();
+            if let (Err(why), Ok(())) = (outcome, &s.done.1) {
+                s.done.1 = Err(format!("{step:?}: {why}"));
+                s.steps.clear();
+            }
+            s.waiting.drain(..).for_each(|w| w.wake());
+        }
+    }
+
+    /// The next step. One that is alone comes when nothing is under way, and nothing begins before it has ended.
+    async fn take(&self) -> Option<Step> {
+        poll_fn(|cx| {
+            let mut s = self.shared.borrow_mut();
+            if !self.place.world.powered() {
+                s.steps.clear();
+            }
+            let next = s.steps.front().copied();
+            let alone = next.is_some_and(|step| step.is_alone());
+            if next.is_some() && (s.alone || alone && s.busy > 0) {
+                s.waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            s.busy += usize::from(next.is_some());
+            s.alone |= alone;
+            Poll::Ready(s.steps.pop_front())
+        })
+        .await
+    }
+
+    async fn step(&self, step: Step) -> Result<(), String> {
+        match step {
+            Step::Write(lba, n, fua) => self.write(lba, n, fua).await,
+            Step::Zeroes(lba, n, fua) => {
+                let ticket = self.oracle.borrow_mut().write(lba, n, 0);
+                let status = self.channel.write_zeroes(lba, n as u32, flags(fua)).await.0;
+                self.judge(status)?.then(|| self.oracle.borrow_mut().written(&ticket, fua));
+                Ok(())
+            }
+            Step::Unmap(lba, n) => {
+                let unit = self.unmap_unit.max(1);
+                let (first, end) = (lba.next_multiple_of(unit), (lba + n) / unit * unit);
+                let ticket = (first < end).then(|| self.oracle.borrow_mut().write(first, end - first, 0));
+                let status = self.channel.unmap(lba, n as u32).await.0;
+                if let (true, Some(ticket)) = (self.judge(status)?, ticket) {
+                    self.oracle.borrow_mut().written(&ticket, true);
+                }
+                Ok(())
+            }
+            Step::Flush => {
+                let ticket = self.oracle.borrow_mut().flush();
+                let status = self.channel.flush().await.0;
+                self.judge(status)?.then(|| self.oracle.borrow_mut().flushed(&ticket));
+                Ok(())
+            }
+            Step::Read(lba, n) => self.read(lba, n).await,
+            Step::Scrub(which) => self.scrub(which).await,
+            other => {
+                self.mischief(other);
+                Ok(())
+            }
+        }
+    }
+
+    /// What is done to members and to power.
+    fn mischief(&self, step: Step) {
+        let world = &self.place.world;
+        let mut budget = self.budget.borrow_mut();
+        let change = |m, change: fn(&mut Health, u32), by| {
+            let mut health = world.health(m);
+            change(&mut health, by);
+            world.set_health(m, health);
+        };
+        match step {
+            Step::Lose(m) if budget.lose(m) => change(m, |h, _| h.gone = true, 0),
+            Step::Exceed(m) => {
+                let whole = budget.lost().iter().all(|&m| world.image(m, |i| !i.is_damaged()));
+                if budget.exceed(m, whole) {
+                    change(m, |h, _| h.gone = true, 0);
+                }
+            }
+            Step::Spoil(m, block) if !budget.is_exceeded() && budget.lose(m) => {
+                world.image(m, |i| i.spoil(block % i.len()));
+            }
+            Step::Slow(m, slow) => change(m, |h, slow| h.slow = slow != 0, u32::from(slow)),
+            Step::Hang(m, some) if some == 0 || budget.lose(m) => change(m, |h, some| h.hangs = some, some),
+            Step::Cut(n) => world.crash_in(Some(n)),
+            Step::CutAfter(micros) => {
+                let (world, life, r) = (world.clone(), world.life(), self.place.reactor.clone());
+                drop(self.place.reactor.spawn(async move {
+                    r.sleep(Duration::from_micros(micros)).await;
+                    if world.life() == life {
+                        world.cut();
+                    }
+                }));
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets some blocks become wrong, of as many members as can be told, and the device look for them.
+    async fn scrub(&self, which: u64) -> Result<(), String> {
+        let mut random = Random::new(which);
+        let members = self.place.world.members() as u64;
+        for _ in 0..members {
+            let m = random.below(members) as usize;
+            let blocks = self.stack.may_rot(m);
+            if blocks.is_empty() || self.budget.borrow().is_exceeded() || !self.budget.borrow_mut().rot(m) {
+                continue;
+            }
+            for _ in 0..1 + random.below(8) {
+                let at = blocks.start + random.below(blocks.len() as u64) as usize;
+                let content = Content::Fill(random.below(256) as u8);
+                self.place.world.image(m, |i| i.rot(at, content));
+            }
+        }
+        let mended = self.stack.scrub(&self.place).await;
+        if !self.place.world.powered() || self.budget.borrow().is_exceeded() {
+            return Ok(());
+        }
+        if !mended? && !self.budget.borrow().rotten().is_empty() {
+            return Err("not everything that was wrong was found and mended".into());
+        }
+        self.budget.borrow_mut().mended();
+        Ok(())
+    }
+
+    fn block_size(&self) -> usize {
+        self.channel.node().geometry().block_size as usize
+    }
+
+    async fn write(&self, lba: u64, n: u64, fua: bool) -> Result<(), String> {
+        let bs = self.block_size();
+        let mut buf = self.place.reactor.dma().alloc(n as usize * bs).ok_or("out of memory")?;
+        let ticket = {
+            let mut o = self.oracle.borrow_mut();
+            let stamp = o.stamp();
+            let bytes = buf.get_mut().ok_or("a buffer is shared")?;
+            (lba..).zip(bytes.chunks_exact_mut(bs)).for_each(|(lba, b)| oracle::fill(b, lba, stamp));
+            o.write(lba, n, stamp)
+        };
+        let status = self.channel.write(lba, n as u32, buf, flags(fua)).await.0;
+        self.judge(status)?.then(|| self.oracle.borrow_mut().written(&ticket, fua));
+        Ok(())
+    }
+
+    async fn read(&self, lba: u64, n: u64) -> Result<(), String> {
+        let buf = self.place.reactor.dma().alloc(n as usize * self.block_size()).ok_or("out of memory")?;
+        let ticket = self.oracle.borrow_mut().read(lba, n);
+        let (status, buf) = self.channel.read(lba, n as u32, buf).await;
+        match (self.judge(status)?, buf) {
+            (true, Some(buf)) => self.oracle.borrow_mut().returned(&ticket, buf.as_slice()),
+            _ => Ok(()),
+        }
+    }
+
+    /// True if the request was acknowledged. An answer after power has failed reaches nobody.
+    fn judge(&self, status: Status) -> Result<bool, String> {
+        // A member that answers reads with errors is not failed by them: so a block may have too few sources before the array is offline.
+        let expected = [Status::NAMESPACE_NOT_READY, Status::UNRECOVERED_READ_ERROR].contains(&status);
+        match (self.place.world.powered(), status.is_ok()) {
+            (true, true) => Ok(true),
+            (true, false) if self.budget.borrow().is_exceeded() && expected => Ok(false),
+            (true, false) => Err(format!("failed: {status}")),
+            (false, _) => Ok(false),
+        }
+    }
+}
+
+fn flags(fua: bool) -> IoFlags {
+    if fua { IoFlags::FUA } else { IoFlags::NONE }
+}
