@@ -103,7 +103,7 @@ fn campaign(volatile: bool, cpu: String) {
         return;
     }
     // What is to be tried was tried.
-    assert!(t.deleted >= n && t.stale >= n && t.spoiled >= n / 2 && t.removed >= n / 5, "too little happened");
+    assert!(t.deleted >= n / 2 && t.stale >= n / 5 && t.spoiled >= n / 5 && t.removed >= n / 5, "too little happened");
     assert!(t.acknowledged > 10 * t.kills && t.open > t.kills, "too few writes");
     assert!(!volatile || t.lost > n / 2, "power cuts took unflushed writes in {} checks only", t.lost);
 }
