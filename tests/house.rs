@@ -83,6 +83,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/uring/mutant.rs", "faults that tests build in"),
     ("bdev/src/uring/open.rs", "ioctls of block devices"),
     ("bdev/src/uring/sync.rs", "a reference lent to the ring"),
+    ("bdev/tests/ec_allocations.rs", "an allocator that counts"),
     ("nvme/src/host/memory.rs", "data copied to memory that a command owns"),
     ("perf/src/ceiling/uring.rs", "the raw ring of the ceiling"),
     ("perf/src/local.rs", "requests over several pieces of memory"),

@@ -48,6 +48,7 @@ mod engine;
 mod error;
 pub mod file;
 mod fixed;
+mod handoff;
 mod inbox;
 #[cfg(all(test, loom))]
 mod model;
@@ -70,6 +71,7 @@ pub use clock::{nanos, rdtsc, tick_rate, ticks};
 pub use dma::{Account, CHUNK, CLASSES, ClassStats, DmaBuf, DmaPool, DmaStats, MemRegistrar, Reserve, Shortage};
 pub use engine::{CQE_F_BUFFER, CQE_F_MORE, CQE_F_SOCK_NONEMPTY, Completion, OpId, OpKind, RingOp};
 pub use error::StartError;
+pub use handoff::{Handed, Handoff};
 pub use options::{DmaOptions, Options, PollMode, RingOptions};
 pub use poller::{Poller, PollerStats, SAMPLE};
 pub use reactor::{Reactor, Sleep, Timer};

@@ -1,9 +1,10 @@
-//! Model checks of the inbox and of the sleep/wake handshake: every interleaving that the memory model allows.
+//! Model checks of the inbox, of handoffs and of the sleep/wake handshake: every interleaving that the memory model allows.
 //! Run: `RUSTFLAGS="--cfg loom" cargo test -p longshore-reactor --release loom`.
 
 use crate::doorbell::Doorbell;
+use crate::handoff::Handoff;
 use crate::inbox::Inbox;
-use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -160,4 +161,51 @@ fn loom_without_the_second_look_it_would_sleep_through_a_message() {
         }
     });
     assert!(LOST.load(std::sync::atomic::Ordering::Relaxed), "the model does not see the race it is there for");
+}
+
+/// A task as its wakers see it: woken once per poll.
+struct Task {
+    handoff: Handoff,
+    told: AtomicU32,
+    queued: AtomicBool,
+    bed: Bed,
+}
+
+#[test]
+fn loom_a_number_that_is_handed_over_never_leaves_the_receiver_waiting() {
+    check(|| {
+        let bed = Bed { rung: Mutex::new(false), wake: Condvar::new() };
+        let t =
+            Arc::new(Task { handoff: Handoff::new(2), told: AtomicU32::new(0), queued: AtomicBool::new(false), bed });
+        let sender = t.clone();
+        let thread = thread::spawn(move || {
+            for n in 0..2 {
+                sender.told.store(n + 7, Ordering::Relaxed);
+                // As the waker of a task.
+                if sender.handoff.push(n)
+                    && !sender.queued.load(Ordering::Acquire)
+                    && !sender.queued.swap(true, Ordering::AcqRel)
+                {
+                    *sender.bed.rung.lock().unwrap() = true;
+                    sender.bed.wake.notify_one();
+                }
+            }
+        });
+        let mut got = Vec::new();
+        while got.len() < 2 {
+            let mut rung = t.bed.rung.lock().unwrap();
+            while !*rung {
+                rung = t.bed.wake.wait(rung).unwrap();
+            }
+            *rung = false;
+            drop(rung);
+            t.queued.store(false, Ordering::Release);
+            for n in t.handoff.take() {
+                assert!(t.told.load(Ordering::Relaxed) >= n + 7);
+                got.push(n);
+            }
+        }
+        assert_eq!(got, [0, 1]);
+        thread.join().unwrap();
+    });
 }

@@ -30,6 +30,26 @@ pub const PRODUCT_NAME: &str = "ErasureCode Volume";
 /// What a direct read keeps: a bit that it is one, its number, and from this bit on its first block.
 const LBA_SHIFT: u32 = 17;
 
+/// A read that the member which has it all did not do: what the layer's word then says, with the bit clear of those that are with a
+/// member. Never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Missed {
+    /// The strip that could not be read.
+    pub(super) strip: usize,
+}
+
+impl Missed {
+    fn word(self) -> u64 {
+        (self.strip as u64 + 1) << 2
+    }
+
+    /// What a word says, if it says that.
+    pub(super) fn of(word: u32) -> Option<Missed> {
+        let strip = (word >> 2).checked_sub(1)? as usize;
+        Some(Missed { strip })
+    }
+}
+
 /// Reads of one core that went straight to a member. One core writes, anyone reads.
 #[derive(Default)]
 struct Direct {
@@ -271,9 +291,10 @@ impl IoChannel for EcChannel {
             return io.complete(status);
         }
         // The others have it too.
-        io.set_saved(0);
+        let missed = Missed { strip: place.data };
+        io.set_saved(missed.word());
         match &self.home {
-            Home::Here(e) => e.read(io, 1 << place.data),
+            Home::Here(e) => e.read_missed(io, missed),
             Home::Away(r) => r.forward(io),
         }
     }
@@ -284,7 +305,7 @@ impl IoChannel for EcChannel {
         }
         match &self.home {
             Home::Here(e) => e.abort(id),
-            Home::Away(_) => false,
+            Home::Away(r) => r.abort(id),
         }
     }
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::alternate::Offers;
 use super::clear::Clear;
+use super::device::Missed;
 use super::event::Event;
 use super::flush::{Offline, Rounds};
 use super::format::{MemberState, Superblock};
@@ -25,7 +26,7 @@ use super::map::Map;
 use super::member::Member;
 use super::meta::Meta;
 use super::read::Read;
-use super::remote::Arrived;
+use super::remote::Proxies;
 use super::shared::Shared;
 use super::signal::Signal;
 use super::spare::Spare;
@@ -50,7 +51,7 @@ pub(super) enum Starved {
     Txn(Rc<Txn>),
     Read(Rc<Read>),
     Clear(Rc<Clear>),
-    Remote(Box<Arrived>),
+    Remote(Rc<Proxies>, u32),
 }
 
 /// What an engine is made of.
@@ -203,6 +204,19 @@ impl Engine {
 
     fn bytes(&self, io: &IoRef) -> u64 {
         u64::from(io.nblocks()) * u64::from(self.shared.layout.block)
+    }
+
+    /// Takes a request of another core, which has this to say of it: [`Missed`], or nothing.
+    pub(super) fn arrived(self: &Rc<Self>, io: IoRef, hint: u32) {
+        match Missed::of(hint) {
+            None => self.submit(io),
+            Some(missed) => self.read_missed(io, missed),
+        }
+    }
+
+    /// A read whose member did not do it.
+    pub(super) fn read_missed(self: &Rc<Self>, io: IoRef, missed: Missed) {
+        self.read(io, 1 << missed.strip);
     }
 
     /// A read within one stripe; the strips in `bad` could not be read.
@@ -552,7 +566,7 @@ impl Engine {
                 Starved::Txn(t) => t.retry(self),
                 Starved::Read(r) => r.retry(self),
                 Starved::Clear(c) => c.advance(),
-                Starved::Remote(a) => a.start(self),
+                Starved::Remote(from, at) => from.start(self, at),
             };
             if !fed {
                 // Queueing itself at the end was the last thing it did: it keeps its place.

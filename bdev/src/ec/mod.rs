@@ -30,6 +30,7 @@ mod honest;
 pub(crate) mod images;
 mod intent;
 mod journal;
+mod lane;
 pub mod layout;
 mod lower;
 mod map;
