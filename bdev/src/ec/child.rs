@@ -40,18 +40,26 @@ impl Engine {
             }
             Err(io) => {
                 h.land(io, c.vector, mark);
-                self.fail_member(member.slot, "it is gone");
+                self.lost(member.slot);
                 false
             }
         }
     }
 
-    /// A request for a strip of `stripe` came back. Those of strip `i` use vector `base + i`.
-    pub(super) fn landed(&self, h: &mut Holdings, stripe: u64, base: VecId, io: IoRef, tag: u64) -> Landed {
+    /// A request for a strip of `stripe` came back to `to`. Those of strip `i` use vector `base + i`. None: it was sent again.
+    pub(super) fn landed<S: Submitter>(
+        &self,
+        h: &mut Holdings,
+        to: &Rc<S>,
+        stripe: u64,
+        base: VecId,
+        io: IoRef,
+        tag: u64,
+    ) -> Option<Landed> {
         let strip = (tag & 0xffff) as usize;
-        self.members[self.shared.layout.slot_of(stripe, strip)].landed(tag);
+        let io = self.members[self.shared.layout.slot_of(stripe, strip)].landed(io, to, tag)?;
         let failed = io.status().is_err();
         let awaited = h.land(io, base + strip, tag as u32);
-        Landed { strip, failed, awaited }
+        Some(Landed { strip, failed, awaited })
     }
 }

@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::faults;
 use super::format::MemberState;
 use super::lower::Lower;
+use super::member::passes;
 use super::remote::Remote;
 use super::scrub::{self, ScrubOptions, ScrubProgress};
 use super::shared::Shared;
@@ -36,17 +37,19 @@ const LBA_SHIFT: u32 = 17;
 pub(super) struct Missed {
     /// The strip that could not be read.
     pub(super) strip: usize,
+    /// The member could not read it: what it has there is to be written anew. Otherwise it was not asked, or did not answer.
+    pub(super) heal: bool,
 }
 
 impl Missed {
     fn word(self) -> u64 {
-        (self.strip as u64 + 1) << 2
+        (self.strip as u64 + 1) << 2 | u64::from(self.heal) << 1
     }
 
     /// What a word says, if it says that.
     pub(super) fn of(word: u32) -> Option<Missed> {
         let strip = (word >> 2).checked_sub(1)? as usize;
-        Some(Missed { strip })
+        Some(Missed { strip, heal: word >> 1 & 1 != 0 })
     }
 }
 
@@ -281,17 +284,16 @@ impl IoChannel for EcChannel {
         let lba = word >> LBA_SHIFT;
         let place = l.place(lba);
         let slot = l.slot_of(place.stripe, place.data);
-        self.lower.landed(slot, (word >> 1) as u16 as u32);
+        let asked = self.lower.landed(slot, (word >> 1) as u16 as u32);
         let n = io.nblocks() >> (l.block.trailing_zeros() - self.shifts[slot]);
         let (op, flags) = (io.op(), io.flags());
         io.prepare(op, flags, lba, n);
-        // A read that the array itself aborted, because its member failed, is not over.
-        let aborted = status == Status::ABORT_REQUESTED && self.shared.readable() >> slot & 1 != 0;
-        if status.is_ok() || aborted {
+        // A read whose end the host did not ask for is not over: the array itself may have, because the member failed, or its device was reset.
+        if status.is_ok() || asked && status.is(Status::ABORT_REQUESTED) {
             return io.complete(status);
         }
         // The others have it too.
-        let missed = Missed { strip: place.data };
+        let missed = Missed { strip: place.data, heal: !passes(status) };
         io.set_saved(missed.word());
         match &self.home {
             Home::Here(e) => e.read_missed(io, missed),

@@ -185,7 +185,7 @@ impl Engine {
             return self.alternate(io);
         }
         match io.op() {
-            Op::Read => self.read(io, 0),
+            Op::Read => self.read(io, 0, 0),
             Op::Write if (io.buf_len() as u64) < self.bytes(&io) => io.complete_later(Status::DATA_SGL_LENGTH_INVALID),
             Op::Write => {
                 c.host_writes.add(1);
@@ -216,18 +216,19 @@ impl Engine {
 
     /// A read whose member did not do it.
     pub(super) fn read_missed(self: &Rc<Self>, io: IoRef, missed: Missed) {
-        self.read(io, 1 << missed.strip);
+        let strip = 1 << missed.strip;
+        self.read(io, strip, if missed.heal { 0 } else { strip });
     }
 
-    /// A read within one stripe; the strips in `bad` could not be read.
-    pub(super) fn read(self: &Rc<Self>, io: IoRef, bad: u64) {
+    /// A read within one stripe; the strips in `bad` could not be read, or were not, those in `kept`.
+    pub(super) fn read(self: &Rc<Self>, io: IoRef, bad: u64, kept: u64) {
         let idle = self.reads.borrow_mut().pop();
         let read = idle.unwrap_or_else(|| {
             let read = Read::new(self);
             self.all_reads.borrow_mut().push(Rc::downgrade(&read));
             read
         });
-        read.start(self, io, bad);
+        read.start(self, io, bad, kept);
     }
 
     /// A write, or a write of zeroes, within one stripe.
@@ -417,6 +418,13 @@ impl Engine {
             }
         });
         self.grace.replace(Some(timer));
+    }
+
+    /// A request could not be sent to a member: it is gone. But an array that is offline sends nothing that changes members.
+    pub(super) fn lost(self: &Rc<Self>, slot: usize) {
+        if !self.shared.is_offline() {
+            self.fail_member(slot, "it is gone");
+        }
     }
 
     /// The device of a member is going away: it fails, and each core lets it go when nothing is in flight on it there.

@@ -86,7 +86,7 @@ impl Engine {
             pending.push((slot, self.request(slot, Op::Write, IoFlags::FUA, at, &buf).await, buf));
         }
         for (slot, p, buf) in pending {
-            if p.done().await.is_err() {
+            if p.done().await.is_err() && !self.shared.is_offline() {
                 self.fail_member(slot, "a superblock could not be written");
             }
             self.meta.stock_page(buf);

@@ -10,6 +10,8 @@ pub(super) struct Flight {
     pub(super) slot: u32,
     /// Ticks when it was submitted.
     pub(super) since: u64,
+    /// Who sent it asked for its end: it is not tried again, nor done in another way.
+    pub(super) asked: bool,
 }
 
 /// Requests in flight. Numbers of ended ones are used again.
@@ -47,6 +49,18 @@ impl Flights {
     #[inline]
     pub(super) fn len(&self) -> usize {
         self.all.len() - self.free.len()
+    }
+
+    /// Notes that the end of `id` was asked for. False: it is not in flight.
+    pub(super) fn ask(&mut self, id: IoId) -> Option<&mut Flight> {
+        let f = self.all.iter_mut().flatten().find(|f| f.id == id)?;
+        f.asked = true;
+        Some(f)
+    }
+
+    /// Request `at`.
+    pub(super) fn get(&self, at: u32) -> Option<&Flight> {
+        self.all.get(at as usize)?.as_ref()
     }
 
     /// All of them.

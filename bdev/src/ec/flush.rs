@@ -129,7 +129,7 @@ impl Engine {
                 }
                 Err(io) => {
                     r.ios.borrow_mut().push(io);
-                    self.fail_member(m.slot, "it is gone");
+                    self.lost(m.slot);
                 }
             }
         }
@@ -228,8 +228,8 @@ impl Submitter for Engine {
     /// A flush ended.
     fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
         let slot = (tag & 0xffff) as usize;
+        let Some(io) = self.members[slot].landed(io, &self, tag) else { return };
         let status = io.status();
-        self.members[slot].landed(tag);
         self.rounds.ios.borrow_mut().push(io);
         // First: who fails is not waited for. A flush that was given up is not waited for either.
         let last = self.answered(1 << slot);

@@ -109,7 +109,7 @@ impl Lower {
         if !self.watching.get() {
             self.watch_on();
         }
-        self.flights.borrow_mut().insert(Flight { id, slot: slot as u32, since })
+        self.flights.borrow_mut().insert(Flight { id, slot: slot as u32, since, asked: false })
     }
 
     /// Submits a read that was entered.
@@ -121,21 +121,23 @@ impl Lower {
         }
     }
 
-    /// Read number `at` came back from the member in `slot`.
+    /// Read number `at` came back from the member in `slot`. True: the host had asked for its end.
     #[inline]
-    pub(super) fn landed(&self, slot: usize, at: u32) {
-        self.flights.borrow_mut().remove(at);
+    pub(super) fn landed(&self, slot: usize, at: u32) -> bool {
+        let asked = self.flights.borrow_mut().remove(at).is_some_and(|f| f.asked);
         let s = &self.slots[slot];
         s.out.set(s.out.get() - 1);
         if s.out.get() == 0 && s.leaving.borrow().is_some() {
             s.let_go();
         }
+        asked
     }
 
-    /// Tries to end a read early.
+    /// Tries to end a read early: its host asks for it.
     pub(super) fn abort(&self, id: IoId) -> bool {
-        let all: Vec<Channel> = self.slots.iter().filter_map(|s| s.channel.borrow().clone()).collect();
-        all.iter().any(|c| c.abort(id))
+        let Some(slot) = self.flights.borrow_mut().ask(id).map(|f| f.slot as usize) else { return false };
+        let channel = self.slots[slot].channel.borrow().clone();
+        channel.is_some_and(|c| c.abort(id))
     }
 
     /// Ends the reads of the member in `slot` as soon as its device can.
@@ -171,7 +173,7 @@ impl Lower {
                 self.abort_reads(slot);
                 continue;
             }
-            // The reads are aborted when it has failed: an abort before would be the host's.
+            // The reads are aborted when it has failed.
             let id = self.shared.id;
             self.shared.home.send(move |_| {
                 if let Some(e) = engine_here(id) {

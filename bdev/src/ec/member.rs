@@ -1,15 +1,71 @@
 //! One member as the home core sees it: its channel, and what is in flight on it.
+//!
+//! A request that ends for a reason that passes, because its device is reset or the way to it is lost for a moment, is sent again until the
+//! member's time is up: the watchdog then fails the member, as if it had hung. So a reset costs time, not the member.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_nvme::wire::Status;
+use longshore_reactor::Timer;
 
 use super::flights::{Flight, Flights};
 use super::lower::Departure;
 use super::shared::Shared;
 use crate::channel::Channel;
 use crate::frame::Submitter;
-use crate::io::{IoId, IoRef};
+use crate::io::{IoId, IoRef, Op};
+use crate::queue::IoQueue;
+
+/// How long a request waits that ended for a reason that passes.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// True if a request that ended so may well succeed when it is sent again: nobody here asked for its end, and it is not the medium's.
+pub(super) fn passes(status: Status) -> bool {
+    let of_path = status.is_path_error()
+        || [Status::ABORT_REQUESTED, Status::ABORTED_SQ_DELETION, Status::NAMESPACE_NOT_READY]
+            .iter()
+            .any(|s| status.is(*s));
+    of_path && !status.dnr()
+}
+
+/// Requests that are to be sent again.
+struct Again {
+    shared: Arc<Shared>,
+    queue: IoQueue,
+    timer: RefCell<Option<Timer>>,
+}
+
+impl Again {
+    /// Sends all of them.
+    fn send(&self, channel: &Channel) {
+        self.timer.take();
+        let all = self.queue.take();
+        while let Some(io) = all.pop() {
+            if refused(&self.shared, &io) {
+                io.complete_later(Status::NAMESPACE_NOT_READY);
+            } else {
+                channel.submit(io);
+            }
+        }
+    }
+
+    /// Ends all of them.
+    fn end(&self) {
+        self.timer.take();
+        let all = self.queue.take();
+        while let Some(io) = all.pop() {
+            io.complete_later(Status::ABORT_REQUESTED);
+        }
+    }
+}
+
+/// An array that is offline changes nothing on its members: they may be another writer's by now.
+fn refused(shared: &Shared, io: &IoRef) -> bool {
+    io.op() != Op::Read && shared.is_offline()
+}
 
 /// One member on the home core.
 pub(super) struct Member {
@@ -25,10 +81,11 @@ pub(super) struct Member {
     barred: Cell<bool>,
     /// Its device goes away.
     leaving: RefCell<Option<Arc<Departure>>>,
+    again: Rc<Again>,
 }
 
 impl Member {
-    pub(super) fn new(shared: &Shared, slot: usize) -> Member {
+    pub(super) fn new(shared: &Arc<Shared>, slot: usize) -> Member {
         let m = Member {
             slot,
             channel: RefCell::default(),
@@ -38,6 +95,7 @@ impl Member {
             flights: RefCell::default(),
             barred: Cell::new(false),
             leaving: RefCell::default(),
+            again: Rc::new(Again { shared: shared.clone(), queue: IoQueue::default(), timer: RefCell::default() }),
         };
         m.open(shared);
         m
@@ -78,6 +136,7 @@ impl Member {
     /// It failed: nothing is sent to it until it is opened again.
     pub(super) fn bar(&self) {
         self.barred.set(true);
+        self.again.end();
     }
 
     /// True if it failed: what is in flight on it may never end.
@@ -99,28 +158,59 @@ impl Member {
         }
     }
 
-    /// Sends a request; `to` gets it back with `tag` in the lower half of its tag and must call [`landed`](Member::landed). The request
-    /// comes back at once if the member is gone.
+    /// Sends a request; `to` gets it back with a tag that it must call [`landed`](Member::landed) with. The request comes back at once if
+    /// the member is gone.
     ///
     /// # Errors
-    /// The request: there is no channel, or the member has failed.
+    /// The request: there is no channel, the member has failed, or the request would change something and the array is offline.
     pub(super) fn submit<S: Submitter>(&self, mut io: IoRef, to: &Rc<S>, tag: u32) -> Result<(), IoRef> {
         let channel = self.channel.borrow();
         let Some(channel) = channel.as_ref().filter(|_| !self.barred.get()) else { return Err(io) };
-        let flight = Flight { id: io.id(), slot: self.slot as u32, since: channel.core().now() };
+        if refused(&self.again.shared, &io) {
+            return Err(io);
+        }
+        let flight = Flight { id: io.id(), slot: self.slot as u32, since: channel.core().now(), asked: false };
         let at = self.flights.borrow_mut().insert(flight);
         io.begin(to.clone(), u64::from(tag) | u64::from(at) << 32);
         channel.submit(io);
         Ok(())
     }
 
-    /// A request came back; returns the tag it was sent with.
-    pub(super) fn landed(&self, tag: u64) -> u32 {
-        self.flights.borrow_mut().remove((tag >> 32) as u32);
+    /// A request came back to `to`. None: it is sent again, and comes back once more. `tag & 0xffff_ffff` is what it was sent with.
+    pub(super) fn landed<S: Submitter>(&self, mut io: IoRef, to: &Rc<S>, tag: u64) -> Option<IoRef> {
+        let at = (tag >> 32) as u32;
+        let asked = self.flights.borrow().get(at).is_none_or(|f| f.asked);
+        if io.status().is_err()
+            && passes(io.status())
+            && !asked
+            && !self.barred.get()
+            && !refused(&self.again.shared, &io)
+        {
+            io.begin(to.clone(), tag);
+            self.send_later(io);
+            return None;
+        }
+        self.flights.borrow_mut().remove(at);
         if self.barred.get() {
             self.leave_if_idle();
         }
-        tag as u32
+        Some(io)
+    }
+
+    #[cold]
+    fn send_later(&self, io: IoRef) {
+        let Some(channel) = self.channel.borrow().clone() else { return io.complete_later(Status::ABORT_REQUESTED) };
+        self.again.queue.push(io);
+        if self.again.timer.borrow().is_some() {
+            return;
+        }
+        let (again, reactor): (Weak<Again>, _) = (Rc::downgrade(&self.again), channel.core().reactor().clone());
+        let timer = reactor.timer(AGAIN, move |_| {
+            if let Some(again) = again.upgrade() {
+                again.send(&channel);
+            }
+        });
+        self.again.timer.replace(Some(timer));
     }
 
     /// Requests of the home core in flight.
@@ -131,6 +221,7 @@ impl Member {
     /// Ends everything in flight as soon as the device can.
     pub(super) fn abort_all(&self) {
         let Some(channel) = self.channel.borrow().clone() else { return };
+        self.again.end();
         let ids: Vec<IoId> = self.flights.borrow().iter().map(|f| f.id).collect();
         for id in ids {
             channel.abort(id);

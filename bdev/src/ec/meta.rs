@@ -102,9 +102,9 @@ struct Request {
 }
 
 impl Submitter for Request {
-    fn io_done(self: Rc<Self>, mut io: IoRef, tag: u64) {
+    fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
         let member = &self.engine.members[self.slot];
-        member.landed(tag);
+        let Some(mut io) = member.landed(io, &self, tag) else { return };
         let status = io.status();
         if io.op() == Op::Write && status.is_ok() {
             member.dirty.set(true);
@@ -221,7 +221,7 @@ impl Engine {
             pending.push((slot, self.request(slot, Op::Write, IoFlags::FUA, at, buf).await));
         }
         for (slot, p) in pending {
-            if p.done().await.is_err() {
+            if p.done().await.is_err() && !self.shared.is_offline() {
                 self.fail_member(slot, "a write of metadata failed");
             }
         }

@@ -54,6 +54,8 @@ struct State {
     end: u64,
     /// Data strips that are to be reconstructed.
     bad: u64,
+    /// Of them, those that stay as they are on their members, which may well have them.
+    kept: u64,
     /// Strips that could not be read in the present piece.
     exclude: u64,
     /// Rows of the present piece.
@@ -80,6 +82,7 @@ impl Read {
                 start: 0,
                 end: 0,
                 bad: 0,
+                kept: 0,
                 exclude: 0,
                 cur: Span::default(),
                 fine: 0,
@@ -92,8 +95,8 @@ impl Read {
         })
     }
 
-    /// Starts the read `io`. The strips in `bad` could not be read.
-    pub(super) fn start(self: &Rc<Self>, engine: &Rc<Engine>, io: IoRef, bad: u64) {
+    /// Starts the read `io`. The strips in `bad` could not be read, or were not, those in `kept`.
+    pub(super) fn start(self: &Rc<Self>, engine: &Rc<Engine>, io: IoRef, bad: u64, kept: u64) {
         self.engine.replace(Some(engine.clone()));
         let l = engine.shared.layout;
         self.run(engine, |me, engine, s| {
@@ -101,7 +104,7 @@ impl Read {
             s.stripe = io.lba() / per;
             s.start = (io.lba() % per) * u64::from(l.block);
             s.end = s.start + u64::from(io.nblocks()) * u64::from(l.block);
-            (s.bad, s.fine, s.exclude, s.has_lock, s.in_need) = (bad, 0, 0, false, false);
+            (s.bad, s.kept, s.fine, s.exclude, s.has_lock, s.in_need) = (bad, kept, 0, 0, false, false);
             s.cur = Span::default();
             let enough = io.buf_len() as u64 >= s.end - s.start;
             s.h.hold(io);
@@ -281,6 +284,11 @@ impl Read {
                 s.read |= 1 << i;
             }
             if (s.read.count_ones() as usize) < l.k {
+                if s.exclude & s.kept != 0 {
+                    // Not without them.
+                    s.exclude &= !s.kept;
+                    return self.sources(engine, s);
+                }
                 return self.too_few(engine, s);
             }
         }
@@ -354,7 +362,7 @@ impl Read {
     fn heal(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         self.phase.set(Phase::Healing);
         let l = engine.shared.layout;
-        let heal = s.lost & engine.up(s.stripe);
+        let heal = s.lost & engine.up(s.stripe) & !s.kept;
         for i in masked(heal) {
             engine.shared.counters.healed_reads.add(1);
             s.h.clear(l.n() + i);
@@ -415,7 +423,8 @@ impl Submitter for Read {
         let engine = self.engine.borrow().clone();
         let Some(engine) = engine else { return io.release() };
         self.run(&engine, |me, engine, s| {
-            let landed = engine.landed(&mut s.h, s.stripe, engine.shared.layout.n(), io, tag);
+            let base = engine.shared.layout.n();
+            let Some(landed) = engine.landed(&mut s.h, me, s.stripe, base, io, tag) else { return };
             if landed.awaited {
                 me.strip_ended(engine, s, landed.strip, landed.failed);
             } else if me.phase.get() == Phase::Lingering && !s.h.is_lent() {

@@ -3,8 +3,11 @@
 mod basic;
 mod hung;
 mod mended;
+mod passing;
+mod probe;
 mod reads;
 mod scarred;
+mod taken_over;
 mod writes;
 
 use std::future::Future;

@@ -462,7 +462,8 @@ impl Submitter for Txn {
         let engine = self.engine.borrow().clone();
         let Some(engine) = engine else { return io.release() };
         self.run(&engine, |me, engine, s| {
-            let landed = engine.landed(&mut s.h, s.stripe, 2 * engine.shared.layout.n(), io, tag);
+            let base = 2 * engine.shared.layout.n();
+            let Some(landed) = engine.landed(&mut s.h, me, s.stripe, base, io, tag) else { return };
             if landed.awaited {
                 me.strip_ended(engine, s, landed.strip, landed.failed);
             } else if me.phase.get() == Phase::Lingering {

@@ -1,0 +1,159 @@
+//! Devices in memory that a test is asked about at every request.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use longshore_reactor::Timer;
+
+use super::*;
+use crate::device::{Bdev, IoChannel, SupportedOps};
+use crate::io::{IoId, IoRef, Op};
+use crate::queue::IoQueue;
+use crate::testing::Recorder;
+
+/// What becomes of a request.
+#[derive(Clone, Copy)]
+pub(super) enum Act {
+    Pass,
+    Fail(Status),
+    /// It hangs until it is aborted.
+    Hold,
+    /// It is done so much later.
+    After(Duration),
+}
+
+type Judge = Box<dyn Fn(usize, &IoRef) -> Act + Send>;
+
+/// Says what becomes of requests to members.
+pub(super) struct Judges(Mutex<Judge>);
+
+impl Judges {
+    /// From now on, `judge` does.
+    pub(super) fn set(&self, judge: impl Fn(usize, &IoRef) -> Act + Send + 'static) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(judge);
+    }
+
+    pub(super) fn pass_all(&self) {
+        self.set(|_, _| Act::Pass);
+    }
+}
+
+/// How the devices are.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Kind {
+    pub(super) volatile: bool,
+    /// What they have begun cannot be aborted.
+    pub(super) deaf: bool,
+}
+
+struct Probe {
+    below: Arc<Malloc>,
+    slot: usize,
+    kind: Kind,
+    judges: Arc<Judges>,
+}
+
+/// An array of small figures on such devices.
+pub(super) fn array(k: usize, m: usize, stripes: u64, kind: Kind) -> (Small, Arc<Judges>) {
+    let judges = Arc::new(Judges(Mutex::new(Box::new(|_, _| Act::Pass))));
+    let s = Small::on(k, m, 4096, stripes, &[512], |slot, g| {
+        Arc::new(Probe { below: Malloc::new(g).unwrap(), slot, kind, judges: judges.clone() })
+    });
+    (s, judges)
+}
+
+impl Bdev for Probe {
+    fn product_name(&self) -> &'static str {
+        "probe"
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry { volatile_cache: self.kind.volatile, ..self.below.geometry() }
+    }
+
+    fn supported(&self) -> SupportedOps {
+        SupportedOps::of(&[Op::Read, Op::Write, Op::Flush, Op::Reset])
+    }
+
+    fn open_channel(&self, r: &Reactor, node: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
+        let below = self.below.open_channel(r, node)?;
+        Ok(Box::new(ProbeChannel(Rc::new_cyclic(|me| Inner {
+            below,
+            slot: self.slot,
+            deaf: self.kind.deaf,
+            judges: self.judges.clone(),
+            reactor: r.clone(),
+            held: IoQueue::default(),
+            timers: RefCell::default(),
+            me: me.clone(),
+        }))))
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+struct ProbeChannel(Rc<Inner>);
+
+struct Inner {
+    below: Box<dyn IoChannel>,
+    slot: usize,
+    deaf: bool,
+    judges: Arc<Judges>,
+    reactor: Reactor,
+    held: IoQueue,
+    timers: RefCell<Vec<Timer>>,
+    me: Weak<Inner>,
+}
+
+impl IoChannel for ProbeChannel {
+    fn submit(&self, io: IoRef) {
+        let s = &self.0;
+        let act = (s.judges.0.lock().unwrap_or_else(PoisonError::into_inner))(s.slot, &io);
+        match act {
+            Act::Pass => s.below.submit(io),
+            Act::Fail(status) => io.complete_later(status),
+            Act::Hold => s.held.push(io),
+            Act::After(time) => {
+                let (me, id) = (s.me.clone(), io.id());
+                s.held.push(io);
+                let timer = s.reactor.timer(time, move |_| {
+                    let Some(me) = me.upgrade() else { return };
+                    if let Some(io) = me.held.remove(id) {
+                        me.below.submit(io);
+                    }
+                });
+                s.timers.borrow_mut().push(timer);
+            }
+        }
+    }
+
+    fn abort(&self, id: IoId) -> bool {
+        if self.0.deaf {
+            return false;
+        }
+        self.0.held.remove(id).map(|io| io.complete_later(Status::ABORT_REQUESTED)).is_some()
+    }
+
+    fn abort_all(&self) {
+        while let Some(io) = self.0.held.pop() {
+            io.complete_later(Status::ABORT_REQUESTED);
+        }
+    }
+}
+
+/// The array of a node.
+pub(super) fn ec(node: &BdevNode) -> &crate::ec::Ec {
+    node.device().as_any().downcast_ref().unwrap()
+}
+
+/// Waits, in simulated time, until `n` requests have ended.
+pub(super) async fn ended(r: &Reactor, all: &Recorder, n: usize) -> Vec<(u64, Status)> {
+    while all.0.borrow().len() < n {
+        r.sleep(Duration::from_micros(50)).await;
+    }
+    all.0.borrow().clone()
+}
