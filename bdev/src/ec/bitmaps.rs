@@ -83,7 +83,13 @@ impl Engine {
                 };
                 let buf = self.meta.page().await;
                 if self.read_meta(slot, at, &buf.slice(0, PAGE_BYTES as usize)).await.is_err() {
-                    self.fail_member(slot, "a page of a bitmap could not be read");
+                    // Then it has no part in what counts; if it is the newest, it is written anew by `level`, else by the next write.
+                    if !self.members[slot].is_barred() {
+                        tracing::warn!(
+                            "array '{}': a page of a bitmap of member {slot} cannot be read",
+                            self.shared.name
+                        );
+                    }
                 } else if let Ok((header, bits)) =
                     PageHeader::decode_at(&buf.as_slice()[..PAGE_BYTES as usize], self.array, kind, index, side)
                     && (generation == 0 || header.generation == generation)

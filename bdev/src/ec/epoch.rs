@@ -119,25 +119,33 @@ impl Engine {
     }
 
     /// The superblock that a member holds now; `None` if there is none.
+    ///
+    /// A copy that cannot be read does not count. It is the older one, or the member is not up to date with the other; then it is written by the
+    /// next update, or by [`complete_head`](Engine::complete_head). Only a second writer that wrote to just this block before it became
+    /// unreadable could be missed by that.
     async fn read_superblock(self: &Rc<Self>, slot: usize) -> Result<Option<Superblock>, Status> {
-        let a = self.meta.page().await;
-        let b = self.meta.page().await;
-        let mut status = Status::SUCCESS;
-        for (copy, buf) in [(0, &a), (1, &b)] {
-            let s = self.read_meta(slot, Layout::superblock_at(copy), buf).await;
+        let mut pending = Vec::new();
+        for copy in 0..2 {
+            let buf = self.meta.page().await;
+            pending.push((self.request(slot, Op::Read, IoFlags::NONE, Layout::superblock_at(copy), &buf).await, buf));
+        }
+        const UNREAD: &[u8] = &[0; SUPERBLOCK_BYTES as usize];
+        let (mut status, mut copies) = (Status::SUCCESS, Vec::new());
+        for (p, buf) in pending {
+            let s = p.done().await;
+            // What hangs may still write to them.
+            copies.push(if s.is_ok() { buf.as_slice()[..UNREAD.len()].to_vec() } else { UNREAD.to_vec() });
             if s.is_err() {
                 status = s;
             }
+            self.meta.stock_page(buf);
         }
-        let bytes = SUPERBLOCK_BYTES as usize;
-        // What hangs may still write to them.
-        let found = match status.is_ok() {
-            true => Ok(Superblock::select([&a.as_slice()[..bytes], &b.as_slice()[..bytes]]).ok()),
-            false => Err(status),
-        };
-        self.meta.stock_page(a);
-        self.meta.stock_page(b);
-        found
+        match Superblock::select([&copies[0], &copies[1]]) {
+            _ if self.members[slot].is_barred() => Err(Status::NAMESPACE_NOT_READY),
+            Ok(found) => Ok(Some(found)),
+            Err(_) if status.is_err() => Err(status),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Finishes an update that a crash may have cut short: writes `head` to the members in use that have the one before.

@@ -86,6 +86,21 @@ impl Meta {
         .await
     }
 
+    /// As many pages at once: whoever waits for them holds none.
+    pub(super) async fn pages(&self, n: usize) -> Vec<DmaBuf> {
+        poll_fn(|cx| {
+            let mut pages = self.pages.borrow_mut();
+            match pages.len().checked_sub(n) {
+                Some(rest) => Poll::Ready(pages.split_off(rest)),
+                None => {
+                    self.waiting.borrow_mut().push(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
     /// Gives everything back. Nothing is in flight.
     pub(super) fn close(&self) {
         self.ios.take().into_iter().for_each(IoRef::release);

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use longshore_nvme::wire::Status;
 use longshore_reactor::DmaBuf;
 
 use super::engine::Engine;
@@ -12,7 +13,6 @@ use super::faults::{self, Window};
 use super::flush::Offline;
 use super::format::{RECORD_BYTES, RecordHeader};
 use super::journal::MARK;
-use super::layout::PAGE_BYTES;
 use super::txn::masked;
 use crate::io::{IoFlags, Op};
 
@@ -21,6 +21,20 @@ use crate::io::{IoFlags, Op};
 pub(super) struct Recovered {
     pub(super) rolled_forward: u64,
     pub(super) discarded: u64,
+}
+
+/// Bytes of memory that records are read into at once, if a strip is not larger.
+const LANES: usize = 8 << 20;
+
+/// What the journals of all members hold.
+#[derive(Default)]
+struct Journals {
+    /// Records, by transaction.
+    all: BTreeMap<u64, Found>,
+    /// The highest tail.
+    tail: u64,
+    /// Member and slot of what could not be read.
+    unread: Vec<(usize, u32)>,
 }
 
 /// Records of one transaction, by slot of the member.
@@ -64,18 +78,11 @@ impl Engine {
 
     async fn replay_all(self: &Rc<Self>) -> Result<Recovered, Offline> {
         let l = self.shared.layout;
-        let buf = self.record_buffer().await;
-        let (mut all, mut tail) = (BTreeMap::<u64, Found>::new(), 0);
-        for slot in masked(self.live()) {
-            for index in 0..l.journal_slots {
-                let Some(header) = self.read_record(slot, index, &buf).await else { continue };
-                tail = tail.max(header.tail);
-                if header.length != 0 && index != MARK {
-                    all.entry(header.txn).or_default().records.insert(slot, header);
-                }
-            }
-        }
-        let (forward, discarded) = decide(all, tail, self.live());
+        let mut journals = self.read_headers().await;
+        let mut lanes = Vec::new();
+        self.read_payloads(&mut journals, &mut lanes).await;
+        self.mend_journals(&journals).await;
+        let (forward, discarded) = decide(journals.all, journals.tail, self.live());
         // Also if none is missing: one may fail before all is in place.
         for (_, found) in &forward {
             if let Some(r) = found.records.values().next() {
@@ -91,26 +98,10 @@ impl Engine {
         }
         let mut done = Recovered { rolled_forward: 0, discarded };
         for (_, found) in forward {
-            for (slot, record) in found.records {
-                if self.live() >> slot & 1 == 0 || !self.map.is_live(record.stripe) {
-                    continue;
-                }
-                let len = record.length as usize;
-                let from = l.journal_at(record.index) + u64::from(l.block);
-                let payload = buf.slice(0, len);
-                if self.read_meta(slot, from, &payload).await.is_err() {
-                    self.fail_member(slot, "a record could not be read");
-                    continue;
-                }
-                let to = l.strip_offset(record.stripe) + u64::from(record.offset);
-                self.count_write(record.length);
-                if self.request(slot, Op::Write, IoFlags::NONE, to, &payload).await.done().await.is_err() {
-                    self.fail_member(slot, "a write failed");
-                }
-            }
+            self.roll_forward(found, &mut lanes).await;
             done.rolled_forward += 1;
         }
-        drop(buf);
+        drop(lanes);
         for m in &self.members {
             m.dirty.set(true);
         }
@@ -124,17 +115,147 @@ impl Engine {
         if self.shared.is_offline() { Err(Offline) } else { Ok(done) }
     }
 
-    pub(super) async fn flush_member(self: &Rc<Self>, slot: usize) -> Result<(), Offline> {
-        self.members[slot].dirty.set(false);
-        self.shared.counters.member_flushes.add(1);
-        let status = self.flush_request(slot).await;
-        if status.is_ok() { Ok(()) } else { Err(Offline) }
+    /// Reads the headers of all slots, of all members at once. Those count that are of this session and where they belong.
+    async fn read_headers(self: &Rc<Self>) -> Journals {
+        let l = self.shared.layout;
+        let mut journals = Journals::default();
+        for index in 0..l.journal_slots {
+            let mut pending = Vec::new();
+            for slot in masked(self.live()) {
+                let buf = self.meta.page().await;
+                let part = buf.slice(0, l.block as usize);
+                pending.push((
+                    slot,
+                    self.request(slot, Op::Read, IoFlags::NONE, l.journal_at(index), &part).await,
+                    buf,
+                ));
+            }
+            for (slot, p, buf) in pending {
+                if p.done().await.is_err() {
+                    journals.unread.push((slot, index));
+                } else if let Ok(header) = RecordHeader::decode(&buf.as_slice()[..RECORD_BYTES])
+                    && header.check(&l, self.array, self.session.get(), slot, index).is_ok()
+                {
+                    journals.tail = journals.tail.max(header.tail);
+                    if header.length != 0 && index != MARK {
+                        journals.all.entry(header.txn).or_default().records.insert(slot, header);
+                    }
+                }
+                self.meta.stock_page(buf);
+            }
+        }
+        journals
     }
 
-    async fn record_buffer(self: &Rc<Self>) -> DmaBuf {
-        let len = self.shared.layout.journal_slot_bytes().max(PAGE_BYTES) as usize;
+    /// Leaves the records that are whole, of those that are not void.
+    async fn read_payloads(self: &Rc<Self>, journals: &mut Journals, lanes: &mut Vec<DmaBuf>) {
+        let Journals { all, tail, unread } = journals;
+        for found in all.range_mut(*tail..).map(|(_, found)| found) {
+            let records: Vec<(usize, RecordHeader)> = found.records.iter().map(|(slot, r)| (*slot, *r)).collect();
+            for some in records.chunks(self.lanes(lanes).await) {
+                for (slot, record, status, payload) in self.payloads(some, lanes).await {
+                    if status.is_err() {
+                        unread.push((slot, record.index));
+                    }
+                    if status.is_err() || record.check_payload(payload.as_slice()).is_err() {
+                        found.records.remove(&slot);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A slot that cannot be read costs its member only if others say that it holds a record which counts. Otherwise nothing of that record was
+    /// begun in place, or it is void: the slot is written anew.
+    ///
+    /// For as long as no more members are damaged than can be lost, somebody else has each record and each tail that counts: they are on `m + 1`
+    /// members, less those that were missing at the time.
+    async fn mend_journals(self: &Rc<Self>, journals: &Journals) {
+        let l = self.shared.layout;
+        for &(slot, index) in &journals.unread {
+            if self.members[slot].is_barred() {
+                continue;
+            }
+            let counts = |r: &RecordHeader| r.index == index && r.participants >> slot & 1 != 0;
+            if journals.all.range(journals.tail..).any(|(_, found)| found.records.values().any(counts)) {
+                self.fail_member(slot, "a record of its journal that counts could not be read");
+                continue;
+            }
+            tracing::warn!(
+                "array '{}': slot {index} of member {slot}'s journal cannot be read: written anew",
+                self.shared.name
+            );
+            let mut page = self.meta.page().await;
+            if let Some(out) = page.get_mut() {
+                out.fill(0);
+            }
+            self.write_to_all(1 << slot, l.journal_at(index), &page.slice(0, l.block as usize)).await;
+            self.meta.stock_page(page);
+        }
+    }
+
+    /// Writes in place what the records of a transaction say.
+    async fn roll_forward(self: &Rc<Self>, found: Found, lanes: &mut Vec<DmaBuf>) {
+        let l = self.shared.layout;
+        let wanted = |(slot, r): &(usize, RecordHeader)| self.live() >> slot & 1 != 0 && self.map.is_live(r.stripe);
+        let records: Vec<_> = found.records.into_iter().filter(wanted).collect();
+        for some in records.chunks(self.lanes(lanes).await) {
+            let mut pending = Vec::new();
+            for (slot, record, status, payload) in self.payloads(some, lanes).await {
+                if status.is_err() {
+                    self.fail_member(slot, "a record could not be read");
+                    continue;
+                }
+                let to = l.strip_offset(record.stripe) + u64::from(record.offset);
+                self.count_write(record.length);
+                pending.push((slot, self.request(slot, Op::Write, IoFlags::NONE, to, &payload).await));
+            }
+            for (slot, p) in pending {
+                if p.done().await.is_err() && !self.shared.is_offline() {
+                    self.fail_member(slot, "a write failed");
+                }
+            }
+        }
+    }
+
+    /// Reads the payloads of `some` records, at once, into as many of `lanes`.
+    async fn payloads(
+        self: &Rc<Self>,
+        some: &[(usize, RecordHeader)],
+        lanes: &mut [DmaBuf],
+    ) -> Vec<(usize, RecordHeader, Status, DmaBuf)> {
+        let l = self.shared.layout;
+        let mut pending = Vec::new();
+        for ((slot, record), lane) in some.iter().zip(lanes) {
+            if !lane.is_unique() {
+                // A read that was given up, on a member that hangs, may still come in there.
+                *lane = self.strip_buffer().await;
+            }
+            let payload = lane.slice(0, record.length as usize);
+            let from = l.journal_at(record.index) + u64::from(l.block);
+            pending.push((*slot, *record, self.request(*slot, Op::Read, IoFlags::NONE, from, &payload).await, payload));
+        }
+        let mut read = Vec::new();
+        for (slot, record, p, payload) in pending {
+            read.push((slot, record, p.done().await, payload));
+        }
+        read
+    }
+
+    /// Gets `lanes`, if there are none; says how many there are.
+    async fn lanes(self: &Rc<Self>, lanes: &mut Vec<DmaBuf>) -> usize {
+        if lanes.is_empty() {
+            let most = (LANES / self.shared.layout.strip as usize).clamp(1, self.members.len());
+            for _ in 0..most {
+                lanes.push(self.strip_buffer().await);
+            }
+        }
+        lanes.len()
+    }
+
+    async fn strip_buffer(&self) -> DmaBuf {
         loop {
-            match self.core.reactor().dma().alloc(len) {
+            match self.core.reactor().dma().alloc(self.shared.layout.strip as usize) {
                 Some(b) => return b,
                 // Nothing of this array is held by anybody yet: others will give some back.
                 None => self.core.reactor().sleep(std::time::Duration::from_millis(1)).await,
@@ -142,35 +263,22 @@ impl Engine {
         }
     }
 
-    /// The record in journal slot `index` of a member, if it is one of this session and whole.
-    async fn read_record(self: &Rc<Self>, slot: usize, index: u32, buf: &DmaBuf) -> Option<RecordHeader> {
-        let l = self.shared.layout;
-        let block = l.block as usize;
-        let at = l.journal_at(index);
-        if self.read_meta(slot, at, &buf.slice(0, block)).await.is_err() {
-            self.fail_member(slot, "its journal could not be read");
-            return None;
-        }
-        let header = RecordHeader::decode(&buf.as_slice()[..RECORD_BYTES]).ok()?;
-        header.check(&l, self.array, self.session.get(), slot, index).ok()?;
-        if header.length == 0 {
-            return Some(header);
-        }
-        let payload = buf.slice(0, header.length as usize);
-        if self.read_meta(slot, at + u64::from(l.block), &payload).await.is_err() {
-            self.fail_member(slot, "its journal could not be read");
-            return None;
-        }
-        header.check_payload(payload.as_slice()).ok()?;
-        Some(header)
+    pub(super) async fn flush_member(self: &Rc<Self>, slot: usize) -> Result<(), Offline> {
+        self.members[slot].dirty.set(false);
+        self.shared.counters.member_flushes.add(1);
+        let status = self.flush_request(slot).await;
+        if status.is_ok() { Ok(()) } else { Err(Offline) }
     }
 
     /// Writes a mark with the present tail to all members in use, durably.
     pub(super) async fn write_mark(self: &Rc<Self>) -> Result<(), Offline> {
         let l = self.shared.layout;
         let (txn, tail) = self.journal.mark();
-        for slot in masked(self.live()) {
-            let mut buf = self.meta.page().await;
+        let (live, block) = (self.live(), l.block as usize);
+        // All or none: who else waits for pages, holding some, gets those that come back from here.
+        let pages = self.meta.pages(live.count_ones() as usize).await;
+        let mut pending = Vec::new();
+        for (slot, mut buf) in masked(live).zip(pages) {
             let header = RecordHeader {
                 array: self.array,
                 session: self.session.get(),
@@ -184,12 +292,18 @@ impl Engine {
                 length: 0,
                 payload_crc: 0,
             };
-            let block = l.block as usize;
             if let Some(out) = buf.get_mut() {
                 out[..block].fill(0);
                 header.encode(&mut out[..RECORD_BYTES]);
             }
-            self.write_to_all(1 << slot, l.journal_at(MARK), &buf.slice(0, block)).await;
+            self.shared.counters.metadata_writes.add(1);
+            let part = buf.slice(0, block);
+            pending.push((slot, self.request(slot, Op::Write, IoFlags::FUA, l.journal_at(MARK), &part).await, buf));
+        }
+        for (slot, p, buf) in pending {
+            if p.done().await.is_err() && !self.shared.is_offline() {
+                self.fail_member(slot, "a write of metadata failed");
+            }
             self.meta.stock_page(buf);
         }
         self.until_stable().await?;

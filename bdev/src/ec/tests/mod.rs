@@ -3,6 +3,7 @@
 mod basic;
 mod hung;
 mod mended;
+mod metadata;
 mod passing;
 mod probe;
 mod reads;
@@ -70,8 +71,21 @@ impl Small {
         blocks: &[u32],
         device: impl Fn(usize, Geometry) -> Arc<dyn crate::device::Bdev>,
     ) -> Small {
+        Small::with(k, m, strip, stripes, blocks, 8, device)
+    }
+
+    /// With so many slots of the journal.
+    pub(crate) fn with(
+        k: usize,
+        m: usize,
+        strip: u32,
+        stripes: u64,
+        blocks: &[u32],
+        slots: u32,
+        device: impl Fn(usize, Geometry) -> Arc<dyn crate::device::Bdev>,
+    ) -> Small {
         let block = *blocks.iter().max().unwrap();
-        let o = LayoutOptions { journal_slots: Some(8), alignment: Some(4096), region_stripes: Some(2) };
+        let o = LayoutOptions { journal_slots: Some(slots), alignment: Some(4096), region_stripes: Some(2) };
         let mut layout = Layout::compute(k, m, strip, block, 64 << 20, &o).unwrap();
         layout.stripes = stripes;
         let registry = Registry::new();

@@ -1,6 +1,7 @@
 //! Devices in memory that a test is asked about at every request.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -40,6 +41,30 @@ impl Judges {
     }
 }
 
+/// Blocks of members that cannot be read until they are written: slot and block.
+pub(super) type Spoiled = Arc<Mutex<BTreeSet<(usize, u64)>>>;
+
+impl Judges {
+    /// From now on, blocks at these bytes of members cannot be read until they are written.
+    pub(super) fn spoil(&self, places: impl IntoIterator<Item = (usize, u64)>) -> Spoiled {
+        let all: Spoiled = Arc::new(Mutex::new(places.into_iter().map(|(slot, at)| (slot, at / 512)).collect()));
+        let list = all.clone();
+        self.set(move |slot, io| {
+            let mut list = list.lock().unwrap();
+            let blocks = io.lba()..io.lba() + u64::from(io.nblocks());
+            match io.op() {
+                Op::Read if list.iter().any(|(s, b)| *s == slot && blocks.contains(b)) => {
+                    return Act::Fail(Status::UNRECOVERED_READ_ERROR);
+                }
+                Op::Write => list.retain(|(s, b)| *s != slot || !blocks.contains(b)),
+                _ => {}
+            }
+            Act::Pass
+        });
+        all
+    }
+}
+
 /// How the devices are.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Kind {
@@ -57,8 +82,13 @@ struct Probe {
 
 /// An array of small figures on such devices.
 pub(super) fn array(k: usize, m: usize, stripes: u64, kind: Kind) -> (Small, Arc<Judges>) {
+    array_with(k, m, stripes, 8, kind)
+}
+
+/// As [`array`], with so many slots of the journal.
+pub(super) fn array_with(k: usize, m: usize, stripes: u64, slots: u32, kind: Kind) -> (Small, Arc<Judges>) {
     let judges = Arc::new(Judges(Mutex::new(Box::new(|_, _| Act::Pass))));
-    let s = Small::on(k, m, 4096, stripes, &[512], |slot, g| {
+    let s = Small::with(k, m, 4096, stripes, &[512], slots, |slot, g| {
         Arc::new(Probe { below: Malloc::new(g).unwrap(), slot, kind, judges: judges.clone() })
     });
     (s, judges)
