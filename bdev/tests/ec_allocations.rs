@@ -112,7 +112,7 @@ fn forwarded_writes_and_reads_allocate_nothing() {
             layout: LayoutOptions { journal_slots: Some(64), ..LayoutOptions::default() },
             ..create::Options::default()
         };
-        let p = create::prepare(&made, &o, &(Arc::new(|_| {}) as create::Removed)).await.unwrap();
+        let p = create::prepare(&made, &o, &(Arc::new(|_, _| {}) as create::Told)).await.unwrap();
         start(&made, "a", p.head, p.members, Tuning::default()).await.unwrap()
     });
     let node = node.wait().unwrap();
