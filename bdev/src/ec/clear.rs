@@ -194,7 +194,7 @@ impl Engine {
     }
 
     /// The first stripe of `range` that is held; its end, if none is.
-    fn first_held(&self, range: Range<u64>) -> u64 {
+    pub(super) fn first_held(&self, range: Range<u64>) -> u64 {
         let mut at = range.start;
         while at < range.end {
             let (until, mapped) = match self.shared.next_mapped(at) {

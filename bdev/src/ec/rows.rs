@@ -22,6 +22,8 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// The memory of a task: one buffer for each strip.
 pub(super) struct Rows {
     bufs: Vec<DmaBuf>,
+    /// In place of those that a request uses which hangs: as many as members may.
+    spare: Vec<DmaBuf>,
     scratch: Vec<Vec<u8>>,
     /// Bytes of each buffer.
     pub(super) most: u32,
@@ -40,7 +42,16 @@ impl Rows {
 
     /// Takes `bytes` for strip `i`.
     pub(super) fn put(&mut self, i: usize, bytes: &[u8]) {
+        self.own(i);
         self.bufs[i].get_mut().expect("no request is out")[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Makes sure that no request uses the buffer of strip `i`: one that was given up, on a member that failed, may still.
+    fn own(&mut self, i: usize) {
+        if !self.bufs[i].is_unique() {
+            // A member that hung is out until the next task: of no strip there are two.
+            self.bufs[i] = self.spare.pop().expect("not more members hang than may be lost");
+        }
     }
 
     /// Decodes the strips of `lost` from `sources`, k strips, in place.
@@ -49,6 +60,7 @@ impl Rows {
             return;
         }
         let decoder = engine.decoder(lost, sources);
+        masked(lost).for_each(|i| self.own(i));
         let len = len as usize;
         let (mut src, mut dst) = (vec![&[][..]; decoder.sources().len()], Vec::new());
         for (i, buf) in self.bufs.iter_mut().enumerate() {
@@ -101,9 +113,10 @@ impl Engine {
             }
             // Hosts that wait for memory come first.
             if !self.is_starving() {
-                let bufs: Vec<_> = (0..l.n()).map_while(|_| self.core.reactor().dma().alloc(most)).collect();
-                if bufs.len() == l.n() {
-                    return Ok(Rows { bufs, scratch: Vec::new(), most: most as u32 });
+                let mut bufs: Vec<_> = (0..l.n() + l.m).map_while(|_| self.core.reactor().dma().alloc(most)).collect();
+                if bufs.len() == l.n() + l.m {
+                    let spare = bufs.split_off(l.n());
+                    return Ok(Rows { bufs, spare, scratch: Vec::new(), most: most as u32 });
                 }
             }
             self.core.reactor().sleep(AGAIN).await;

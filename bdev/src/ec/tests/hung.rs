@@ -281,3 +281,29 @@ fn a_read_that_reconstructs_goes_on_without_a_member_that_hangs() {
         s.stop().await;
     });
 }
+
+#[test]
+fn another_reconstruction_is_had_without_a_member_that_hangs() {
+    sim(39, |r| async move {
+        let (s, hangs) = array(3, 2);
+        s.create(&r).await;
+        s.start(&r, &[]).await.unwrap();
+        let mut model = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            assert!(model.write(&r, &ch, 512, 0, s.layout.num_blocks() as u32, 1).await.is_ok());
+            assert!(ch.flush().await.0.is_ok());
+            hangs.store(READS, Relaxed);
+            // Two strips, of which the second hangs and is decoded then.
+            let stripe = stripe_with(&s, 1);
+            let (lba, n) = (stripe * 24 + 2, 12);
+            let (status, buf) = ch.read_alternate(lba, n, filled(&r, 12 * 512, 0), 0).await;
+            assert!(status.is_ok(), "{status:?}");
+            assert_eq!(buf.unwrap().as_slice(), &model.0[lba as usize * 512..][..12 * 512]);
+            hangs.store(NOTHING, Relaxed);
+            s.registry.find("m1").unwrap().notify_channels(0).await.unwrap();
+            model.check(&r, &ch, 512, 8).await;
+        }
+        s.stop().await;
+    });
+}

@@ -229,6 +229,13 @@ fn a_large_unmap_passes_over_what_was_never_written() {
                 assert!(m.write(&r, &ch, 512, lba, 16, 1).await.is_ok());
             }
             assert!(ch.flush().await.0.is_ok());
+            let ec = s.registry.find("a").unwrap();
+            let id = ec.device().as_any().downcast_ref::<crate::ec::Ec>().unwrap().shared.id;
+            let engine = engine_here(id).unwrap();
+            let first = |from| engine.first_held(from..12_000);
+            assert_eq!([0, 1, 64, 65, 5001, 11_999].map(first), [0, 63, 64, 5000, 11_999, 11_999]);
+            assert_eq!(engine.first_held(65..5000), 5000, "none");
+            drop((engine, ec));
             let before = s.stats().metadata_writes;
             // A write is under way to a stripe that holds nothing yet: it is waited for.
             let all = Rc::new(Recorder::default());
