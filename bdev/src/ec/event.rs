@@ -27,6 +27,28 @@ pub enum Event {
         /// Transactions that were discarded.
         discarded: u64,
     },
+    /// A member is being rebuilt.
+    RebuildStarted {
+        /// Its slot.
+        slot: usize,
+    },
+    /// A member was rebuilt, and is in sync.
+    RebuildFinished {
+        /// Its slot.
+        slot: usize,
+    },
+    /// A rebuild was stopped.
+    RebuildStopped {
+        /// The member's slot.
+        slot: usize,
+    },
+    /// A rebuild cannot go on: the member failed, or a stripe has lost too much.
+    RebuildFailed {
+        /// The member's slot.
+        slot: usize,
+        /// Why.
+        why: &'static str,
+    },
     /// A scrub began.
     ScrubStarted,
     /// A scrub found strips that do not fit together. Only the first stripes of a scrub are told one by one.
@@ -50,6 +72,10 @@ impl Event {
             Event::Degraded { .. } => "bdev_ec_degraded",
             Event::Offline { .. } => "bdev_ec_offline",
             Event::Started { .. } => "bdev_ec_started",
+            Event::RebuildStarted { .. } => "bdev_ec_rebuild_started",
+            Event::RebuildFinished { .. } => "bdev_ec_rebuild_finished",
+            Event::RebuildStopped { .. } => "bdev_ec_rebuild_stopped",
+            Event::RebuildFailed { .. } => "bdev_ec_rebuild_failed",
             Event::ScrubStarted => "bdev_ec_scrub_started",
             Event::ScrubMismatch { repaired: 0, .. } => "bdev_ec_scrub_ambiguous",
             Event::ScrubMismatch { .. } => "bdev_ec_scrub_repaired",

@@ -40,6 +40,7 @@ mod meta;
 #[cfg(test)]
 pub(crate) mod mutant;
 mod read;
+mod rebuild;
 mod recover;
 mod remote;
 mod rows;
@@ -65,6 +66,7 @@ use mutant as faults;
 
 pub use device::{Ec, PRODUCT_NAME};
 pub use event::Event;
+pub use rebuild::{Newcomer, RebuildProgress, RebuildQos, RebuildState, UnmapStatus, WibStatus};
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubState};
 pub use start::start;
 pub use stats::EcStats;

@@ -7,6 +7,7 @@ use longshore_reactor::CoreHandle;
 
 use super::format::MemberState;
 use super::layout::Layout;
+use super::rebuild;
 use super::scrub::Board;
 use super::stats::Counters;
 use crate::channel::Channel;
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     cores: Mutex<Vec<CoreHandle>>,
     pub(super) counters: Counters,
     pub(super) scrub: Board,
+    pub(super) rebuild: rebuild::Board,
 }
 
 impl Shared {
@@ -79,6 +81,7 @@ impl Shared {
             cores: Mutex::default(),
             counters: Counters::default(),
             scrub: Board::default(),
+            rebuild: rebuild::Board::default(),
         })
     }
 
@@ -169,6 +172,11 @@ impl Shared {
             }
         }
         Err((last as u64 * 64).min(self.layout.stripes))
+    }
+
+    /// Stripes that hold data.
+    pub(super) fn mapped_stripes(&self) -> u64 {
+        self.mapped.iter().map(|w| u64::from(w.load(Ordering::Relaxed).count_ones())).sum()
     }
 
     pub(super) fn set_mapped(&self, stripe: u64, on: bool) {
