@@ -13,7 +13,7 @@ fn member(slot: usize) -> Uuid {
 fn row(slot: usize, state: MemberState) -> MemberEntry {
     let rebuild = (state == MemberState::Rebuilding).then_some(Rebuild { mode: RebuildMode::Full, progress: 1 });
     let uuid = if state == MemberState::Empty { Uuid::nil() } else { member(slot) };
-    MemberEntry { uuid, state, failed_epoch: 0, rebuild }
+    MemberEntry { uuid, state, rebuild, ..MemberEntry::EMPTY }
 }
 
 /// The superblock of a k+m array with all members in the states given.

@@ -23,7 +23,7 @@ pub(super) struct Page {
 impl Engine {
     /// Makes durable what an earlier session left in caches of members: what is read from here on is not lost again.
     pub(super) async fn settle_members(self: &Rc<Self>) {
-        for slot in masked(self.live()) {
+        for slot in masked(self.written_to()) {
             if self.members[slot].volatile.get() && self.flush_member(slot).await.is_err() {
                 self.fail_member(slot, "a flush failed");
             }
@@ -44,7 +44,7 @@ impl Engine {
             };
             self.map.sequence.borrow_mut()[index as usize] = page.header.sequence;
             self.map.load(&self.shared, index, &page.bits);
-            uneven.extend((self.live() & !page.have != 0).then_some(page));
+            uneven.extend((self.written_to() & !page.have != 0).then_some(page));
         }
         let generation = self.table.borrow().wib_generation;
         for index in 0..l.wib_pages() as u32 {
@@ -56,7 +56,7 @@ impl Engine {
                 _ if generation == 0 => {}
                 Some(page) => {
                     self.intent.load(index, &page.bits);
-                    uneven.extend((self.live() & !page.have != 0).then_some(page));
+                    uneven.extend((self.written_to() & !page.have != 0).then_some(page));
                 }
                 None => {
                     tracing::warn!(

@@ -55,8 +55,8 @@ impl Missed {
 
 /// Reads of one core that went straight to a member. One core writes, anyone reads.
 #[derive(Default)]
-struct Direct {
-    reads: AtomicU64,
+pub(super) struct Direct {
+    pub(super) reads: AtomicU64,
     bytes: AtomicU64,
 }
 
@@ -74,7 +74,6 @@ pub struct Ec {
     pub(super) geometry: Geometry,
     /// A member that takes longer than this has failed.
     patience: Duration,
-    direct: Mutex<Vec<Arc<Direct>>>,
     closed: Mutex<Option<oneshot::Receiver<()>>>,
     closing: Mutex<Option<oneshot::Sender<()>>>,
 }
@@ -82,20 +81,13 @@ pub struct Ec {
 impl Ec {
     pub(super) fn new(shared: Arc<Shared>, geometry: Geometry, patience: Duration) -> Arc<Ec> {
         let (tx, rx) = oneshot::channel();
-        Arc::new(Ec {
-            shared,
-            geometry,
-            patience,
-            direct: Mutex::default(),
-            closed: Mutex::new(Some(rx)),
-            closing: Mutex::new(Some(tx)),
-        })
+        Arc::new(Ec { shared, geometry, patience, closed: Mutex::new(Some(rx)), closing: Mutex::new(Some(tx)) })
     }
 
     /// What the host asked for and what that cost.
     pub fn stats(&self) -> EcStats {
         let mut s = self.shared.counters.snapshot();
-        for d in self.direct.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for d in self.shared.direct().iter() {
             let (reads, bytes) = (d.reads.load(Relaxed), d.bytes.load(Relaxed));
             s.host_reads += reads;
             s.host_read_bytes += bytes;
@@ -164,8 +156,7 @@ impl Bdev for Ec {
 
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
         let direct = Arc::new(Direct::default());
-        self.direct.lock().unwrap_or_else(PoisonError::into_inner).push(direct.clone());
-        let n = self.shared.layout.n();
+        self.shared.direct().push(direct.clone());
         let home = match reactor.handle().index() == self.shared.home.index() && !faults::is_away() {
             true => {
                 Home::Here(engine_here(self.shared.id).ok_or_else(|| BdevError::NotFound(self.shared.name.clone()))?)
@@ -174,7 +165,6 @@ impl Bdev for Ec {
         };
         Ok(Box::new(EcChannel {
             lower: Lower::open(&self.shared, reactor, self.patience),
-            shifts: (0..n).map(|slot| self.shared.below(slot).map_or(9, |b| b.0)).collect(),
             shared: self.shared.clone(),
             home,
             direct,
@@ -209,8 +199,6 @@ enum Home {
 struct EcChannel {
     shared: Arc<Shared>,
     lower: Rc<Lower>,
-    /// Bytes of the members' blocks, as powers of two.
-    shifts: Vec<u32>,
     home: Home,
     direct: Arc<Direct>,
 }
@@ -243,7 +231,7 @@ impl EcChannel {
             return Err(io);
         }
         self.direct.count(bytes);
-        let shift = self.shifts[slot];
+        let shift = self.lower.shift(slot);
         let at = self.lower.enter(slot, io.id());
         io.set_saved(io.lba() << LBA_SHIFT | u64::from(at) << 1 | 1);
         let lba = (l.strip_offset(place.stripe) + u64::from(place.offset)) >> shift;
@@ -285,7 +273,7 @@ impl IoChannel for EcChannel {
         let place = l.place(lba);
         let slot = l.slot_of(place.stripe, place.data);
         let asked = self.lower.landed(slot, (word >> 1) as u16 as u32);
-        let n = io.nblocks() >> (l.block.trailing_zeros() - self.shifts[slot]);
+        let n = io.nblocks() >> (l.block.trailing_zeros() - self.lower.shift(slot));
         let (op, flags) = (io.op(), io.flags());
         io.prepare(op, flags, lba, n);
         // A read whose end the host did not ask for is not over: the array itself may have, because the member failed, or its device was reset.

@@ -16,9 +16,10 @@ use uuid::Uuid;
 use super::alternate::Offers;
 use super::clear::Clear;
 use super::device::Missed;
+use super::drain::Drain;
 use super::event::Event;
 use super::flush::{Offline, Rounds};
-use super::format::{MemberState, Superblock};
+use super::format::{MemberState, Stamp, Superblock};
 use super::intent::Intent;
 use super::journal::Journal;
 use super::lower::Departure;
@@ -26,9 +27,10 @@ use super::map::Map;
 use super::member::Member;
 use super::meta::Meta;
 use super::read::Read;
+use super::rebuild::Rebuilds;
 use super::remote::Proxies;
 use super::shared::Shared;
-use super::signal::Signal;
+use super::signal::{Signal, Turn};
 use super::spare::Spare;
 use super::stripe::{Ready, Stripes, Waiting};
 use super::tuning::Tuning;
@@ -88,10 +90,18 @@ pub(super) struct Engine {
     pub(super) nonce: u64,
     /// The superblock last written, of whatever slot.
     pub(super) table: RefCell<Superblock>,
+    /// One update of the superblocks at a time.
+    pub(super) establishing: Turn,
+    /// By slot, the last superblock that the member is known to have taken.
+    pub(super) given: RefCell<Vec<Stamp>>,
     /// Members that failed so far: a failure that no superblock names yet makes the array unstable.
     pub(super) failures: Cell<u64>,
     unstable: Cell<bool>,
     pub(super) failed: Signal,
+    pub(super) rebuild: Rebuilds,
+    pub(super) drain: Drain,
+    /// Members whose device is being let go: bit `i` is slot `i`.
+    departing: Cell<u64>,
     /// Reconstructions that may be made to stay.
     pub(super) offers: Offers,
     closing: Cell<bool>,
@@ -143,9 +153,14 @@ impl Engine {
             session: Cell::new(head.journal_session),
             nonce,
             table: RefCell::new(head),
+            establishing: Turn::default(),
+            given: RefCell::new(vec![Stamp::default(); l.n()]),
             failures: Cell::new(0),
             unstable: Cell::new(false),
             failed: Signal::default(),
+            rebuild: Rebuilds::new(l.n(), l.stripes, l.region_shift),
+            drain: Drain::default(),
+            departing: Cell::new(0),
             offers: Offers::default(),
             closing: Cell::new(false),
             parked: RefCell::default(),
@@ -234,7 +249,7 @@ impl Engine {
     /// A write, or a write of zeroes, within one stripe.
     pub(super) fn write(self: &Rc<Self>, io: IoRef) {
         let stripe = io.lba() / self.shared.layout.stripe_blocks();
-        if !self.map.is_committing(stripe) && self.stripes.lock_idle(stripe) {
+        if !self.holds_writers(stripe) && self.stripes.lock_idle(stripe) {
             let mut one = self.gathered.take();
             one.push(io);
             self.start_txn(stripe, &mut one);
@@ -253,6 +268,7 @@ impl Engine {
             self.all_txns.borrow_mut().push(Rc::downgrade(&txn));
             txn
         });
+        self.drain.begun();
         txn.start(self, stripe, hosts);
     }
 
@@ -280,7 +296,7 @@ impl Engine {
                 let (start, end) = range(l, stripe, io);
                 join.takes(start, end)
             };
-            let ready = self.stripes.next(stripe, self.map.is_committing(stripe), joins, &mut writes);
+            let ready = self.stripes.next(stripe, self.holds_writers(stripe), joins, &mut writes);
             let more = match ready {
                 Ready::Write => {
                     self.start_txn(stripe, &mut writes);
@@ -359,17 +375,34 @@ impl Engine {
 
     // Members.
 
-    /// Members that writes go to: bit `i` is slot `i`.
+    /// Members in sync: bit `i` is slot `i`. Only they are read, and only they count.
     pub(super) fn live(&self) -> u64 {
         self.shared.readable()
     }
 
-    /// Members that superblocks and bitmaps are written to.
+    /// Members that superblocks, bitmaps, records and flushes go to: those in sync, and those that are being rebuilt.
     pub(super) fn written_to(&self) -> u64 {
-        self.live()
+        self.live() | self.rebuild.fillings.mask()
     }
 
-    /// Strips of `stripe` that are in use: bit `i` is strip `i`.
+    /// Strips of `stripe` that writes go to: those in sync, and those of members being rebuilt that are filled. Who has the stripe's lock finds
+    /// the same ones until a member fails.
+    pub(super) fn up_to_write(&self, stripe: u64) -> u64 {
+        let up = self.up(stripe);
+        if self.rebuild.fillings.mask() == 0 {
+            return up;
+        }
+        let l = &self.shared.layout;
+        masked(self.rebuild.fillings.synced(stripe)).fold(up, |up, slot| up | 1 << l.index_at(stripe, slot))
+    }
+
+    /// Members, by slot, that are being rebuilt and lack `stripe`: what is written to it is not theirs.
+    pub(super) fn lacking(&self, stripe: u64) -> u64 {
+        let fillings = &self.rebuild.fillings;
+        if fillings.mask() == 0 { 0 } else { fillings.mask() & !fillings.synced(stripe) }
+    }
+
+    /// Strips of `stripe` that can be read: bit `i` is strip `i`.
     pub(super) fn up(&self, stripe: u64) -> u64 {
         let l = &self.shared.layout;
         let live = self.live();
@@ -383,6 +416,9 @@ impl Engine {
     /// A member failed: nothing is sent to it any more, and nothing acknowledged until superblocks say so.
     pub(super) fn fail_member(self: &Rc<Self>, slot: usize, why: &'static str) {
         if !matches!(self.shared.state(slot), MemberState::InSync | MemberState::Rebuilding) {
+            if self.rebuild.is_joining(slot) {
+                self.give_up(slot);
+            }
             return;
         }
         let name = self.shared.member_name(slot).unwrap_or_default();
@@ -392,13 +428,12 @@ impl Engine {
         self.failures.set(self.failures.get() + 1);
         self.unstable.set(true);
         self.tell(Event::MemberFailed { slot, why });
-        self.members[slot].bar();
-        self.members[slot].abort_all();
+        self.give_up(slot);
         self.shared.abort_reads(slot);
-        // What hangs on it may never end: flushes and metadata do not wait for it.
-        self.meta.give_up(slot);
         self.flush_given_up(slot);
         self.give_up_later();
+        self.rebuild.member_failed(slot);
+        self.show_rebuilds();
         if (self.live().count_ones() as usize) < self.table.borrow().quorum() {
             self.go_offline("too few members are left");
         }
@@ -427,17 +462,34 @@ impl Engine {
         }
     }
 
+    /// Sends nothing more to a member. What hangs on it may never end: flushes and metadata do not wait for it.
+    fn give_up(&self, slot: usize) {
+        self.members[slot].bar();
+        self.members[slot].abort_all();
+        self.meta.give_up(slot);
+    }
+
     /// The device of a member is going away: it fails, and each core lets it go when nothing is in flight on it there.
     pub(super) fn member_gone(self: &Rc<Self>, slot: usize, why: &'static str) {
         self.fail_member(slot, why);
+        self.depart(slot);
+    }
+
+    /// Lets the device in `slot`, whose member is not in use, go when nothing is in flight on it on any core.
+    pub(super) fn depart(&self, slot: usize) {
+        if self.departing.get() >> slot & 1 != 0 {
+            return;
+        }
+        self.departing.set(self.departing.get() | 1 << slot);
         let departure = Departure::new(&self.shared, slot);
         self.shared.leave(slot, &departure);
-        self.members[slot].bar();
+        self.give_up(slot);
         self.members[slot].leave(departure);
     }
 
     /// No core uses the device in `slot` any more.
     pub(super) fn member_left(&self, slot: usize) {
+        self.departing.set(self.departing.get() & !(1 << slot));
         self.shared.close_member(slot);
     }
 
@@ -469,6 +521,18 @@ impl Engine {
     pub(super) fn stable_again(self: &Rc<Self>) {
         self.unstable.set(false);
         self.resume();
+    }
+
+    /// An update of the superblocks has ended, which names every failed member.
+    pub(super) fn named_all(self: &Rc<Self>) {
+        if self.unstable.get() {
+            self.stable_again();
+        }
+    }
+
+    /// True if a member failed that superblocks do not name yet.
+    pub(super) fn has_unnamed(&self) -> bool {
+        self.unstable.get()
     }
 
     /// Until superblocks name every failed member. Also while the session begins: then it is so from the start.
@@ -503,6 +567,7 @@ impl Engine {
             self.map.signal.set();
             self.intent.signal.set();
             self.slots_wanted.set();
+            self.drain.look();
         }
         self.unblock_round();
         self.feed();
@@ -702,7 +767,7 @@ impl Engine {
     /// Nothing holds the array any more and nothing is in flight: lets tasks end and gives everything back.
     pub(super) fn close(&self) {
         self.closing.set(true);
-        for s in [&self.map.signal, &self.intent.signal, &self.failed, &self.slots_wanted] {
+        for s in [&self.map.signal, &self.intent.signal, &self.failed, &self.slots_wanted, &self.rebuild.signal] {
             s.set();
         }
         self.watchdog.take();

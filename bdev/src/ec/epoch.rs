@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::event::Event;
 use super::faults::{self, Mutant, Window};
 use super::flush::Offline;
-use super::format::{MemberState, Stamp, Superblock};
+use super::format::{MemberEntry, MemberState, Stamp, Superblock};
 use super::layout::{Layout, SUPERBLOCK_BYTES};
 use super::txn::masked;
 use crate::io::{IoFlags, Op};
@@ -16,7 +16,25 @@ use crate::io::{IoFlags, Op};
 impl Engine {
     /// Establishes the present states of the members, and `change`, in a superblock that is durable on every member in use.
     pub(super) async fn establish(self: &Rc<Self>, skip: u64, change: impl Fn(&mut Superblock)) -> Result<(), Offline> {
+        let _turn = self.establishing.take().await;
+        self.establish_alone(skip, change).await
+    }
+
+    /// Establishes `change`; those go on who waited for the naming of members that failed meanwhile.
+    pub(super) async fn update(self: &Rc<Self>, change: impl Fn(&mut Superblock)) -> Result<(), Offline> {
+        self.establish(0, change).await?;
+        self.named_all();
+        Ok(())
+    }
+
+    /// [`establish`](Engine::establish) for whoever has the turn. `change` is made once for each attempt.
+    pub(super) async fn establish_alone(
+        self: &Rc<Self>,
+        skip: u64,
+        change: impl Fn(&mut Superblock),
+    ) -> Result<(), Offline> {
         let mut skip = skip;
+        let (skipped, mut degraded) = (skip != 0, false);
         loop {
             if self.shared.is_offline() {
                 return Err(Offline);
@@ -27,8 +45,14 @@ impl Engine {
             // Every member in use has the one before: those that did not take it have failed since.
             new.predecessor = old.stamp;
             new.stamp = Stamp { epoch: old.stamp.epoch + 1 + std::mem::take(&mut skip), nonce: self.nonce };
-            self.name_failed(&mut new);
+            let named = self.name_failed(&mut new);
             change(&mut new);
+            let missing = new.in_sync() < new.members.len();
+            if !missing {
+                new.wib_generation = 0;
+            } else if new.wib_generation == 0 {
+                new.wib_generation = new.stamp.epoch;
+            }
             if new.in_sync() < new.quorum() {
                 self.go_offline("too few members are left");
                 return Err(Offline);
@@ -38,7 +62,7 @@ impl Engine {
             faults::leave(Window::SuperblockUpdate);
             outcome?;
             self.shared.counters.epochs.add(1);
-            let degraded = new.in_sync() < new.members.len();
+            degraded |= named || skipped && missing;
             let in_sync = new.in_sync();
             self.table.replace(new);
             if self.failures.get() == failures {
@@ -50,19 +74,19 @@ impl Engine {
         }
     }
 
-    /// Enters the members that failed, and the bitmap's generation if they are the first.
-    fn name_failed(&self, new: &mut Superblock) {
-        let epoch = new.stamp.epoch;
+    /// Enters the members that failed. True: there were some.
+    fn name_failed(&self, new: &mut Superblock) -> bool {
+        let (epoch, given, mut any) = (new.stamp.epoch, self.given.borrow(), false);
+        let used = |state| matches!(state, MemberState::InSync | MemberState::Rebuilding);
         for (slot, entry) in new.members.iter_mut().enumerate() {
-            let used = matches!(entry.state, MemberState::InSync | MemberState::Rebuilding);
-            if used && self.shared.state(slot) != entry.state {
-                (entry.state, entry.failed_epoch, entry.rebuild) = (MemberState::Failed, epoch, None);
+            if used(entry.state) && !used(self.shared.state(slot)) {
+                // One that was being rebuilt lacks more than what was written since.
+                let last = if entry.state == MemberState::InSync { given[slot] } else { Stamp::default() };
+                *entry = MemberEntry { state: MemberState::Failed, failed_epoch: epoch, rebuild: None, last, ..*entry };
+                any = true;
             }
         }
-        let missing = new.in_sync() < new.members.len();
-        if missing && new.wib_generation == 0 {
-            new.wib_generation = epoch;
-        }
+        any
     }
 
     async fn store_superblocks(self: &Rc<Self>, old: &Superblock, new: &Superblock) -> Result<(), Offline> {
@@ -73,7 +97,10 @@ impl Engine {
         }
         let live = self.written_to();
         if !faults::is(Mutant::EpochNotChecked) {
-            self.check_writers(live, old.stamp).await?;
+            // One that joins has never been given the last one.
+            let used = |slot: &usize| matches!(old.members[*slot].state, MemberState::InSync | MemberState::Rebuilding);
+            let known = masked(live).filter(used).fold(0, |mask, slot| mask | 1 << slot);
+            self.check_writers(known, old.stamp).await?;
         }
         let mut pending = Vec::new();
         for slot in masked(live) {
@@ -88,6 +115,8 @@ impl Engine {
         for (slot, p, buf) in pending {
             if p.done().await.is_err() && !self.shared.is_offline() {
                 self.fail_member(slot, "a superblock could not be written");
+            } else {
+                self.given.borrow_mut()[slot] = new.stamp;
             }
             self.meta.stock_page(buf);
         }
@@ -152,7 +181,7 @@ impl Engine {
     pub(super) async fn complete_head(self: &Rc<Self>, head: &Superblock) {
         for slot in masked(self.written_to()) {
             match self.read_superblock(slot).await {
-                Ok(Some(sb)) if sb.stamp == head.stamp => {}
+                Ok(Some(sb)) if sb.stamp == head.stamp => self.given.borrow_mut()[slot] = head.stamp,
                 Ok(Some(sb)) if sb.stamp == head.predecessor => {
                     let mut buf = self.meta.page().await;
                     if let Some(out) = buf.get_mut() {
@@ -173,10 +202,10 @@ impl Engine {
             if self.is_closing() || self.shared.is_offline() {
                 return;
             }
-            if self.establish(0, |_| {}).await.is_err() {
+            // Another update may have named it.
+            if self.has_unnamed() && self.update(|_| {}).await.is_err() {
                 return;
             }
-            self.stable_again();
         }
     }
 }

@@ -62,7 +62,7 @@ impl Rounds {
 impl Engine {
     /// True if some member in use has a volatile cache.
     pub(super) fn needs_rounds(&self) -> bool {
-        let live = self.live();
+        let live = self.written_to();
         self.members.iter().any(|m| live >> m.slot & 1 != 0 && m.volatile.get())
     }
 
@@ -107,7 +107,7 @@ impl Engine {
         r.asked.set(false);
         r.running.set(true);
         r.begun.set(r.begun.get() + 1);
-        let live = self.live();
+        let live = self.written_to();
         // Held up until all are sent: a missing member answers at once.
         r.waited.set(SENDING);
         for m in &self.members {

@@ -10,6 +10,7 @@ pub(crate) enum Mutant {
     DiscardedNotVoided,
     BitLate,
     JournalOnTooFew,
+    RebuildProgressEarly,
     FuaDropped,
 }
 
@@ -19,6 +20,8 @@ pub(crate) enum Window {
     JournalDurableDataNot,
     BetweenMemberWrites,
     SuperblockUpdate,
+    RebuildStep,
+    Join,
     DegradedWrite,
     Recovery,
     BitmapCommit,

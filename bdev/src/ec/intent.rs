@@ -131,6 +131,11 @@ impl Intent {
         self.waiting.take()
     }
 
+    /// Regions whose bit is set, or about to be.
+    pub(super) fn count(&self) -> u64 {
+        self.bits.borrow().iter().map(|w| u64::from(w.count_ones())).sum()
+    }
+
     fn dirty_pages(&self) -> Vec<u32> {
         let (bits, durable) = (self.bits.borrow(), self.durable.borrow());
         let per = (PAGE_BITS / 64) as usize;
@@ -143,7 +148,7 @@ impl Intent {
 }
 
 /// Bytes of the bits of a page.
-fn page_bits(bits: &[u64], page: u32) -> Vec<u8> {
+pub(super) fn page_bits(bits: &[u64], page: u32) -> Vec<u8> {
     let per = (PAGE_BITS / 64) as usize;
     bits[page as usize * per..(page as usize + 1) * per].iter().flat_map(|w| w.to_le_bytes()).collect()
 }
@@ -171,7 +176,25 @@ impl Engine {
             return Err(Offline);
         }
         *i.durable.borrow_mut() = snapshot;
+        self.show_intent();
         Ok(())
+    }
+
+    /// Superblocks may name all members in sync: then no region is of interest.
+    pub(super) async fn forget_intent(self: &Rc<Self>) {
+        // Whoever stores pages has a copy of the bits, and would bring them back.
+        let _turn = self.intent.storing.take().await;
+        // Bits of a member that failed meanwhile are those of the next generation.
+        if !self.has_unnamed() && self.table.borrow().wib_generation == 0 {
+            self.intent.generation.set(0);
+            self.intent.forget();
+        }
+        self.show_intent();
+    }
+
+    /// Tells all cores what the bitmap says.
+    pub(super) fn show_intent(&self) {
+        self.shared.rebuild.show_wib(self.intent.generation.get(), self.intent.count());
     }
 
     /// Keeps the bits of regions durable that transactions wait for.

@@ -146,6 +146,18 @@ impl Journal {
         (id, tail)
     }
 
+    /// True if every transaction is retired.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ring.borrow().is_empty()
+    }
+
+    /// A new session has begun while every transaction was retired: all records are void.
+    pub(super) fn renew(&self) {
+        let mut free = self.free.borrow_mut();
+        free.extend(self.cooling.borrow_mut().drain(..).map(|e| e.slot));
+        self.void_until.set(0);
+    }
+
     /// True if slots would become free by a flush round.
     pub(super) fn wants_round(&self) -> bool {
         self.ring.borrow().iter().any(|e| matches!(e.stage, Stage::Done(_)))

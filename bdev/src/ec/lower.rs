@@ -48,6 +48,8 @@ impl Drop for Departure {
 
 struct Slot {
     channel: RefCell<Option<Channel>>,
+    /// Bytes of the member's block, as a power of two.
+    shift: Cell<u32>,
     out: Cell<u32>,
     leaving: RefCell<Option<Arc<Departure>>>,
 }
@@ -72,6 +74,7 @@ impl Lower {
         shared.enter_core(reactor.handle());
         let slot = |slot| Slot {
             channel: RefCell::new(if shared.readable() >> slot & 1 != 0 { shared.channel(slot) } else { None }),
+            shift: Cell::new(shared.below(slot).map_or(9, |b| b.0)),
             out: Cell::new(0),
             leaving: RefCell::default(),
         };
@@ -98,6 +101,24 @@ impl Lower {
         self.shared.readable() >> slot & 1 != 0
             && self.flights.borrow().len() < MOST
             && self.slots[slot].channel.borrow().is_some()
+    }
+
+    /// Bytes of the block of the member in `slot`, as a power of two.
+    #[inline]
+    pub(super) fn shift(&self, slot: usize) -> u32 {
+        self.slots[slot].shift.get()
+    }
+
+    /// The member in `slot` is in sync now: reads may go straight to it.
+    fn admit(&self, slot: usize) {
+        let s = &self.slots[slot];
+        if self.shared.readable() >> slot & 1 == 0 || s.channel.borrow().is_some() || s.leaving.borrow().is_some() {
+            return;
+        }
+        let Some((shift, _)) = self.shared.below(slot) else { return };
+        s.shift.set(shift);
+        let channel = self.shared.channel(slot);
+        s.channel.replace(channel);
     }
 
     /// Enters a read that is about to be [submitted](Lower::submit) to the member in `slot`; its number.
@@ -212,6 +233,11 @@ impl Shared {
     /// Aborts, on all cores, the reads that went straight to the member in `slot`. It has failed, so no new ones do.
     pub(super) fn abort_reads(self: &Arc<Self>, slot: usize) {
         self.on_cores(move |lower| lower.abort_reads(slot));
+    }
+
+    /// Lets each core open the member in `slot`, which is in sync now.
+    pub(super) fn admit(self: &Arc<Self>, slot: usize) {
+        self.on_cores(move |lower| lower.admit(slot));
     }
 
     /// Lets each core give up the channel of the member in `slot`, and its part in `departure`, when nothing of it is in flight.

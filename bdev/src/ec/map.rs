@@ -130,6 +130,16 @@ impl Map {
         self.committing.borrow().get(stripe)
     }
 
+    /// True if a commit is under way.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.get()
+    }
+
+    /// The bits of a page as members have it while no commit is under way.
+    pub(super) fn durable_page(&self, page: u32) -> Vec<u8> {
+        super::intent::page_bits(&self.durable.borrow().0, page)
+    }
+
     /// A write to a stripe that is not live was done on all members.
     pub(super) fn wrote(&self, shared: &Shared, stripe: u64) {
         let mut fresh = self.fresh.borrow_mut();
@@ -216,6 +226,10 @@ impl Engine {
                 return;
             }
             let m = &self.map;
+            if self.drain.is_on() {
+                // Asked again when that is over.
+                continue;
+            }
             m.running.set(true);
             m.current.borrow_mut().append(&mut m.next.borrow_mut());
             let outcome = self.commit().await;
@@ -232,6 +246,7 @@ impl Engine {
             if !m.next.borrow().is_empty() {
                 m.signal.set();
             }
+            self.drain.look();
         }
     }
 

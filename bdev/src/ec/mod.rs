@@ -16,6 +16,7 @@ mod child;
 mod clear;
 pub mod create;
 mod device;
+mod drain;
 mod engine;
 mod epoch;
 mod event;

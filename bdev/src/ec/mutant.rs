@@ -54,6 +54,8 @@ pub(crate) enum Window {
     SuperblockUpdate,
     /// A member is being rebuilt.
     RebuildStep,
+    /// A member joins.
+    Join,
     /// A transaction is under way while a member is missing.
     DegradedWrite,
     /// The journal is being replayed.
@@ -64,11 +66,12 @@ pub(crate) enum Window {
 
 impl Window {
     /// All of them.
-    pub(crate) const ALL: [Window; 7] = [
+    pub(crate) const ALL: [Window; 8] = [
         Window::JournalDurableDataNot,
         Window::BetweenMemberWrites,
         Window::SuperblockUpdate,
         Window::RebuildStep,
+        Window::Join,
         Window::DegradedWrite,
         Window::Recovery,
         Window::BitmapCommit,

@@ -82,7 +82,7 @@ impl Engine {
         let mut lanes = Vec::new();
         self.read_payloads(&mut journals, &mut lanes).await;
         self.mend_journals(&journals).await;
-        let (forward, discarded) = decide(journals.all, journals.tail, self.live());
+        let (forward, discarded) = decide(journals.all, journals.tail, self.written_to());
         // Also if none is missing: one may fail before all is in place.
         for (_, found) in &forward {
             if let Some(r) = found.records.values().next() {
@@ -106,7 +106,7 @@ impl Engine {
             m.dirty.set(true);
         }
         if self.needs_rounds() {
-            for m in masked(self.live()) {
+            for m in masked(self.written_to()) {
                 if self.members[m].volatile.get() && self.flush_member(m).await.is_err() {
                     self.fail_member(m, "a flush failed");
                 }
@@ -121,7 +121,7 @@ impl Engine {
         let mut journals = Journals::default();
         for index in 0..l.journal_slots {
             let mut pending = Vec::new();
-            for slot in masked(self.live()) {
+            for slot in masked(self.written_to()) {
                 let buf = self.meta.page().await;
                 let part = buf.slice(0, l.block as usize);
                 pending.push((
@@ -197,7 +197,7 @@ impl Engine {
     /// Writes in place what the records of a transaction say.
     async fn roll_forward(self: &Rc<Self>, found: Found, lanes: &mut Vec<DmaBuf>) {
         let l = self.shared.layout;
-        let wanted = |(slot, r): &(usize, RecordHeader)| self.live() >> slot & 1 != 0 && self.map.is_live(r.stripe);
+        let wanted = |(slot, r): &(usize, RecordHeader)| self.written_to() >> slot & 1 != 0 && self.map.is_live(r.stripe);
         let records: Vec<_> = found.records.into_iter().filter(wanted).collect();
         for some in records.chunks(self.lanes(lanes).await) {
             let mut pending = Vec::new();
@@ -274,7 +274,7 @@ impl Engine {
     pub(super) async fn write_mark(self: &Rc<Self>) -> Result<(), Offline> {
         let l = self.shared.layout;
         let (txn, tail) = self.journal.mark();
-        let (live, block) = (self.live(), l.block as usize);
+        let (live, block) = (self.written_to(), l.block as usize);
         // All or none: who else waits for pages, holding some, gets those that come back from here.
         let pages = self.meta.pages(live.count_ones() as usize).await;
         let mut pending = Vec::new();

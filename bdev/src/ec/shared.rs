@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use longshore_reactor::CoreHandle;
 
+use super::device::Direct;
 use super::format::MemberState;
 use super::layout::Layout;
 use super::rebuild;
@@ -21,6 +22,13 @@ pub(super) struct Below {
     /// What it was given is lost at a crash unless it is flushed.
     pub(super) volatile: bool,
     pub(super) node: Arc<BdevNode>,
+}
+
+impl Below {
+    fn of(desc: &BdevDesc) -> Below {
+        let g = desc.node().geometry();
+        Below { block_shift: g.block_size.trailing_zeros(), volatile: g.volatile_cache, node: desc.node().clone() }
+    }
 }
 
 /// What all cores see of an array; the home core changes it.
@@ -40,6 +48,8 @@ pub(super) struct Shared {
     offline: AtomicBool,
     /// Cores that have, or had, a channel of the array.
     cores: Mutex<Vec<CoreHandle>>,
+    /// Reads that went straight to members, by channel.
+    direct: Mutex<Vec<Arc<Direct>>>,
     pub(super) counters: Counters,
     pub(super) scrub: Board,
     pub(super) rebuild: rebuild::Board,
@@ -53,19 +63,7 @@ impl Shared {
         home: CoreHandle,
         descs: Vec<Option<BdevDesc>>,
     ) -> Arc<Shared> {
-        let below: Vec<_> = descs
-            .iter()
-            .map(|d| {
-                d.as_ref().map(|d| {
-                    let g = d.node().geometry();
-                    Below {
-                        block_shift: g.block_size.trailing_zeros(),
-                        volatile: g.volatile_cache,
-                        node: d.node().clone(),
-                    }
-                })
-            })
-            .collect();
+        let below: Vec<_> = descs.iter().map(|d| d.as_ref().map(Below::of)).collect();
         let words = layout.stripes.div_ceil(64) as usize;
         Arc::new(Shared {
             id,
@@ -79,6 +77,7 @@ impl Shared {
             mapped: (0..words).map(|_| AtomicU64::new(0)).collect(),
             offline: AtomicBool::new(false),
             cores: Mutex::default(),
+            direct: Mutex::default(),
             counters: Counters::default(),
             scrub: Board::default(),
             rebuild: rebuild::Board::default(),
@@ -105,6 +104,25 @@ impl Shared {
     /// The channel of the member in `slot` on this core.
     pub(super) fn channel(&self, slot: usize) -> Option<Channel> {
         self.descs()[slot].as_ref().and_then(|d| d.channel().ok())
+    }
+
+    /// Takes over a device for the member in `slot`, which has none.
+    pub(super) fn settle_in(&self, slot: usize, desc: BdevDesc) {
+        let below = Below::of(&desc);
+        self.descs()[slot] = Some(desc);
+        self.below.lock().unwrap_or_else(PoisonError::into_inner)[slot] = Some(below);
+    }
+
+    /// Counters of reads that go straight to members, by channel.
+    pub(super) fn direct(&self) -> MutexGuard<'_, Vec<Arc<Direct>>> {
+        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests of hosts so far.
+    pub(super) fn host_requests(&self) -> u64 {
+        let c = &self.counters;
+        let direct: u64 = self.direct().iter().map(|d| d.reads.load(Ordering::Relaxed)).sum();
+        direct + c.host_reads.get() + c.host_writes.get() + c.host_flushes.get()
     }
 
     /// Closes the device in `slot`: nobody uses it any more.

@@ -17,6 +17,7 @@ use super::faults::{self, Mutant};
 use super::flush::Offline;
 use super::format::{MemberState, Superblock};
 use super::journal::FEWEST;
+use super::layout::Layout;
 use super::memory::ZEROES;
 use super::recover::Recovered;
 use super::shared::Shared;
@@ -115,11 +116,14 @@ pub(super) async fn start_watched(
     drop(r.spawn(engine.clone().commit_task()));
     drop(r.spawn(engine.clone().intent_task()));
     drop(r.spawn(engine.clone().slots_task()));
+    drop(r.spawn(engine.clone().rebuild_task()));
     ENGINES.with_borrow_mut(|e| e.insert(id, engine.clone()));
     match registry.register(name, Some(uuid), Ec::new(shared, geometry, tuning.write_timeout)) {
         Ok(node) => {
             let Recovered { rolled_forward, discarded } = done;
             engine.tell(Event::Started { rolled_forward, discarded });
+            // Rebuilds go on where they were.
+            engine.rebuild.signal.set();
             Ok(node)
         }
         Err(e) => {
@@ -141,23 +145,26 @@ fn check_members(name: &str, head: &Superblock, members: &[Option<BdevDesc>]) ->
             l.journal_slots
         )));
     }
-    for d in members.iter().flatten() {
-        let (node, bs) = (d.node(), d.node().geometry().block_size);
-        let bytes = node.num_blocks().saturating_mul(u64::from(bs));
-        if !bs.is_power_of_two() || !l.block.is_multiple_of(bs) {
-            return Err(BdevError::Invalid(format!(
-                "array '{name}': member '{}' has blocks of {bs} bytes, which do not divide the array's {}",
-                node.name(),
-                l.block
-            )));
-        }
-        if bytes < l.member_bytes() {
-            return Err(BdevError::Invalid(format!(
-                "array '{name}': member '{}' has {bytes} bytes, {} are needed",
-                node.name(),
-                l.member_bytes()
-            )));
-        }
+    members.iter().flatten().try_for_each(|d| fits(name, l, d))
+}
+
+/// Whether `d` can be a member of the array `name`.
+pub(super) fn fits(name: &str, l: &Layout, d: &BdevDesc) -> Result<(), BdevError> {
+    let (node, bs) = (d.node(), d.node().geometry().block_size);
+    let bytes = node.num_blocks().saturating_mul(u64::from(bs));
+    if !bs.is_power_of_two() || !l.block.is_multiple_of(bs) {
+        return Err(BdevError::Invalid(format!(
+            "array '{name}': member '{}' has blocks of {bs} bytes, which do not divide the array's {}",
+            node.name(),
+            l.block
+        )));
+    }
+    if bytes < l.member_bytes() {
+        return Err(BdevError::Invalid(format!(
+            "array '{name}': member '{}' has {bytes} bytes, {} are needed",
+            node.name(),
+            l.member_bytes()
+        )));
     }
     Ok(())
 }
@@ -185,15 +192,25 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
         let there = engine.shared.below(slot).is_some() && engine.shared.descs()[slot].is_some();
         let state = match entry.state {
             MemberState::InSync if there => MemberState::InSync,
+            MemberState::Rebuilding if there => MemberState::Rebuilding,
             MemberState::Empty => MemberState::Empty,
             _ => MemberState::Failed,
         };
         engine.shared.set_state(slot, state);
+        match (state, entry.rebuild) {
+            // Of what it lacks more is known when the bitmap has been read.
+            (MemberState::Rebuilding, Some(at)) => engine.rebuild.fillings.begin(slot, at, None),
+            (MemberState::Failed, _) if entry.state == MemberState::InSync => {
+                engine.given.borrow_mut()[slot] = head.stamp
+            }
+            _ => {}
+        }
     }
     engine.intent.generation.set(head.wib_generation);
     engine.settle_members().await;
     engine.complete_head(&head).await;
     let uneven = engine.load_bitmaps().await?;
+    engine.resume_rebuilds();
     // An odd step: the copy that is not the newest on any member is the one that is overwritten.
     engine.establish(2, |_| {}).await?;
     engine.stable_again();
@@ -210,6 +227,7 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
     if engine.intent.generation.get() == 0 {
         engine.intent.forget();
     }
+    engine.show_intent();
     engine.stable_again();
     Ok(done)
 }
@@ -218,6 +236,7 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
 pub(super) fn stop(reactor: &Reactor, id: u64, done: Option<oneshot::Sender<()>>) {
     let Some(engine) = ENGINES.with_borrow_mut(|e| e.remove(&id)) else { return };
     drop(reactor.spawn(async move {
+        engine.rebuilds_ended().await;
         engine.scrub_ended().await;
         engine.final_commit().await;
         idle(&engine).await;

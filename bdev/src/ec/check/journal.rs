@@ -57,7 +57,7 @@ pub(super) fn redo(opened: &Opened<'_>, map: &Map, report: &mut Report) -> Redo 
             report.damage(format!("the records of transaction {txn} name different stripes or members"));
             continue;
         }
-        let wanted = |slot: &usize| first.participants >> slot & 1 != 0 && opened.holds(*slot, first.stripe);
+        let wanted = |slot: &usize| first.participants >> slot & 1 != 0 && opened.takes_part(*slot);
         let complete = (0..opened.layout().n()).filter(wanted).all(|slot| shares.iter().any(|s| s.slot == slot));
         if !complete {
             report.counts.discarded += 1;

@@ -68,6 +68,12 @@ impl Opened<'_> {
         self.slots[slot].map(|d| self.devices[d])
     }
 
+    /// Whether the member in `slot` is there and asked for records.
+    fn takes_part(&self, slot: usize) -> bool {
+        let used = matches!(self.head.members[slot].state, MemberState::InSync | MemberState::Rebuilding);
+        used && self.slots[slot].is_some()
+    }
+
     /// Whether the member in `slot` is there and its strip of `stripe` counts.
     fn holds(&self, slot: usize, stripe: u64) -> bool {
         let row = &self.head.members[slot];

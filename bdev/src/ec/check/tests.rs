@@ -189,8 +189,13 @@ fn a_rebuilding_member_counts_below_its_progress_only() {
     let (mut array, _) = filled();
     let rebuild = crate::ec::format::Rebuild { mode: crate::ec::format::RebuildMode::Full, progress: 1 };
     let uuid = array.head.members[0].uuid;
-    array.head.members[0] =
-        MemberEntry { uuid, state: MemberState::Rebuilding, failed_epoch: 4, rebuild: Some(rebuild) };
+    array.head.members[0] = MemberEntry {
+        uuid,
+        state: MemberState::Rebuilding,
+        failed_epoch: 4,
+        rebuild: Some(rebuild),
+        ..MemberEntry::EMPTY
+    };
     array.write_superblocks();
     let at = array.head.layout.strip_offset(1);
     array.put(0, at, &[0x77; 4096]);

@@ -105,16 +105,23 @@ pub struct MemberEntry {
     pub failed_epoch: u64,
     /// How far it was filled, if it is being filled.
     pub rebuild: Option<Rebuild>,
+    /// If it failed while it was in sync: the last superblock that it is known to have taken before.
+    pub last: Stamp,
 }
 
 impl MemberEntry {
     /// A slot without a member.
-    pub const EMPTY: MemberEntry =
-        MemberEntry { uuid: Uuid::nil(), state: MemberState::Empty, failed_epoch: 0, rebuild: None };
+    pub const EMPTY: MemberEntry = MemberEntry {
+        uuid: Uuid::nil(),
+        state: MemberState::Empty,
+        failed_epoch: 0,
+        rebuild: None,
+        last: Stamp { epoch: 0, nonce: 0 },
+    };
 
     /// A member that holds everything.
     pub fn in_sync(uuid: Uuid) -> MemberEntry {
-        MemberEntry { uuid, state: MemberState::InSync, failed_epoch: 0, rebuild: None }
+        MemberEntry { uuid, state: MemberState::InSync, ..MemberEntry::EMPTY }
     }
 }
 
@@ -201,6 +208,7 @@ impl Superblock {
             o.at = TABLE_AT + slot * ENTRY_BYTES;
             let (mode, progress) = member.rebuild.map_or((0, 0), |r| (r.mode as u32, r.progress));
             o.uuid(member.uuid).u32(member.state as u32).u32(mode).u64(member.failed_epoch).u64(progress);
+            o.u64(member.last.epoch).u64(member.last.nonce);
         }
         seal(out);
     }
@@ -337,6 +345,11 @@ impl Superblock {
         if member.failed_epoch > self.stamp.epoch {
             return field("failed epoch", member.failed_epoch, format!("must be at most {}", self.stamp.epoch));
         }
+        if member.last != Stamp::default()
+            && (member.state != MemberState::Failed || member.last.epoch >= member.failed_epoch)
+        {
+            return field("last epoch of slot", member.last.epoch, "a failed member has one, from before it failed");
+        }
         if member.rebuild.is_some() != (member.state == MemberState::Rebuilding) {
             return field("rebuild of slot", slot, "a member has one if it is being filled");
         }
@@ -381,7 +394,8 @@ fn entry(b: &[u8; BYTES], slot: usize) -> Result<MemberEntry, FormatError> {
         2 => Some(Rebuild { mode: RebuildMode::Wib, progress }),
         other => return field("rebuild mode", other, "must be 0 to 2"),
     };
-    Ok(MemberEntry { uuid: uuid_at(b, at), state, failed_epoch: u64_at(b, at + 24), rebuild })
+    let last = Stamp { epoch: u64_at(b, at + 40), nonce: u64_at(b, at + 48) };
+    Ok(MemberEntry { uuid: uuid_at(b, at), state, failed_epoch: u64_at(b, at + 24), rebuild, last })
 }
 
 #[cfg(test)]

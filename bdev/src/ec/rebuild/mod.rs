@@ -3,15 +3,22 @@
 //! A member joins as *rebuilding*: it gets every superblock, page and record that concerns it from then on, but is never read and never counts. It is filled
 //! stripe by stripe; below its progress, and in regions that it lacks nothing of, it is written like any other. When all is filled it is in sync.
 
+mod filling;
+mod join;
+mod pace;
+mod run;
+mod strip;
+
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+pub(super) use self::run::Rebuilds;
 use super::device::Ec;
 use super::engine::Engine;
 use super::format::{RebuildMode, Superblock};
-use super::shared::Shared;
 use super::start::engine_here;
 use crate::desc::BdevDesc;
 use crate::registry::BdevError;
@@ -102,6 +109,7 @@ pub(super) struct Board {
     progress: Mutex<Vec<RebuildProgress>>,
     qos: Mutex<RebuildQos>,
     stopped: AtomicBool,
+    /// Generation and dirty regions.
     wib: Mutex<(u64, u64)>,
 }
 
@@ -109,14 +117,65 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Board {
+    fn show(&self, all: impl Iterator<Item = RebuildProgress>) {
+        let mut progress = lock(&self.progress);
+        progress.clear();
+        progress.extend(all);
+    }
+
+    fn qos(&self) -> RebuildQos {
+        *lock(&self.qos)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    fn set_stopped(&self, on: bool) {
+        self.stopped.store(on, Ordering::Release);
+    }
+
+    fn progress(&self) -> Vec<RebuildProgress> {
+        let state = match (self.is_stopped(), self.qos().paused) {
+            (true, _) => RebuildState::Stopped,
+            (false, true) => RebuildState::Paused,
+            (false, false) => RebuildState::Running,
+        };
+        lock(&self.progress).iter().map(|p| RebuildProgress { state, ..*p }).collect()
+    }
+
+    pub(super) fn show_wib(&self, generation: u64, dirty_regions: u64) {
+        *lock(&self.wib) = (generation, dirty_regions);
+    }
+}
+
 impl Ec {
+    /// Has `f` done on the array's home core.
+    async fn at_home<T, Fut>(&self, f: impl FnOnce(Rc<Engine>) -> Fut + Send + 'static) -> Result<T, BdevError>
+    where
+        T: Send + 'static,
+        Fut: Future<Output = Result<T, BdevError>> + 'static,
+    {
+        let (id, name) = (self.shared.id, self.shared.name.clone());
+        let closed = move || BdevError::Busy { name, why: "it is being closed" };
+        let none = closed.clone();
+        let task = self.shared.home.spawn(move |_| async move {
+            match engine_here(id) {
+                Some(engine) => f(engine).await,
+                None => Err(none()),
+            }
+        });
+        task.await.map_err(|_| closed())?
+    }
+
     /// Fails the member in `slot` on purpose; ends when superblocks name it failed. A slot without a member in use is left as it is.
     ///
     /// # Errors
     /// Too few members would be left; the array is offline.
     pub async fn retire(&self, slot: usize) -> Result<(), BdevError> {
-        let _ = slot;
-        Err(BdevError::Unsupported(format!("array '{}': no members are replaced", self.shared.name)))
+        self.has_slot(slot)?;
+        self.at_home(move |engine| async move { engine.retire(slot).await }).await
     }
 
     /// Ends when no core uses the device any more that was in `slot`, and it is closed. However long what hangs on it takes.
@@ -124,8 +183,8 @@ impl Ec {
     /// # Errors
     /// The member is in use; the array is being closed.
     pub async fn vacated(&self, slot: usize) -> Result<(), BdevError> {
-        let _ = slot;
-        Err(BdevError::Unsupported(format!("array '{}': no members are replaced", self.shared.name)))
+        self.has_slot(slot)?;
+        self.at_home(move |engine| async move { engine.vacated(slot).await }).await
     }
 
     /// Takes a device into the empty `slot`; when this ends it is being rebuilt, which goes on by itself.
@@ -133,8 +192,16 @@ impl Ec {
     /// # Errors
     /// The slot is not [vacated](Ec::vacated); the device does not fit or fails; the array is offline. Then it has not joined, and the array goes on as it was.
     pub async fn join(&self, slot: usize, newcomer: Newcomer) -> Result<RebuildMode, BdevError> {
-        let _ = (slot, newcomer);
-        Err(BdevError::Unsupported(format!("array '{}': no members are replaced", self.shared.name)))
+        self.has_slot(slot)?;
+        self.at_home(move |engine| async move { engine.join(slot, newcomer).await }).await
+    }
+
+    fn has_slot(&self, slot: usize) -> Result<(), BdevError> {
+        let n = self.shared.layout.n();
+        if slot < n {
+            return Ok(());
+        }
+        Err(BdevError::Invalid(format!("array '{}' has no slot {slot}: they are 0 to {}", self.shared.name, n - 1)))
     }
 
     /// Goes on with rebuilds that were stopped.
@@ -142,7 +209,18 @@ impl Ec {
     /// # Errors
     /// No member is being rebuilt; the array is offline.
     pub fn start_rebuild(&self) -> Result<(), BdevError> {
-        Err(BdevError::Unsupported(format!("array '{}': no members are replaced", self.shared.name)))
+        self.has_rebuilds()?;
+        if self.is_offline() {
+            return Err(BdevError::Busy { name: self.shared.name.clone(), why: "too few of its members are left" });
+        }
+        self.shared.rebuild.set_stopped(false);
+        let id = self.shared.id;
+        self.shared.home.send(move |_| {
+            if let Some(engine) = engine_here(id) {
+                engine.rebuild.signal.set();
+            }
+        });
+        Ok(())
     }
 
     /// Stops rebuilds until they are started. Progress is kept, also over restarts, after which they go on by themselves.
@@ -150,7 +228,16 @@ impl Ec {
     /// # Errors
     /// No member is being rebuilt.
     pub fn stop_rebuild(&self) -> Result<(), BdevError> {
-        Err(BdevError::Unsupported(format!("array '{}': no members are replaced", self.shared.name)))
+        self.has_rebuilds()?;
+        self.shared.rebuild.set_stopped(true);
+        Ok(())
+    }
+
+    fn has_rebuilds(&self) -> Result<(), BdevError> {
+        match self.rebuild_progress().is_empty() {
+            true => Err(BdevError::Busy { name: self.shared.name.clone(), why: "no member is being rebuilt" }),
+            false => Ok(()),
+        }
     }
 
     /// Sets how fast rebuilds may be, from now on.
@@ -160,12 +247,12 @@ impl Ec {
 
     /// How fast rebuilds may be.
     pub fn rebuild_qos(&self) -> RebuildQos {
-        *lock(&self.shared.rebuild.qos)
+        self.shared.rebuild.qos()
     }
 
     /// The rebuilds under way, by slot. Empty: no member is being rebuilt.
     pub fn rebuild_progress(&self) -> Vec<RebuildProgress> {
-        lock(&self.shared.rebuild.progress).clone()
+        self.shared.rebuild.progress()
     }
 
     /// The write-intent bitmap.

@@ -33,6 +33,7 @@ fn name(w: Window) -> &'static str {
         Window::BetweenMemberWrites => "between writes to members",
         Window::SuperblockUpdate => "superblock update",
         Window::RebuildStep => "rebuild step",
+        Window::Join => "join",
         Window::DegradedWrite => "degraded write",
         Window::Recovery => "recovery",
         Window::BitmapCommit => "bitmap commit",

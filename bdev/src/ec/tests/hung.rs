@@ -16,12 +16,18 @@ const FLUSHES: u8 = 1;
 const FUA_WRITES: u8 = 2;
 const READS: u8 = 4;
 /// Records, data and parity.
-const WRITES: u8 = 8;
+pub(super) const WRITES: u8 = 8;
 
 /// A device in memory with a volatile cache, on which requests of some kind hang: nothing ends them early.
-struct Deaf {
+pub(super) struct Deaf {
     below: Arc<Malloc>,
     hangs: Arc<AtomicU8>,
+}
+
+impl Deaf {
+    pub(super) fn new(below: Arc<Malloc>, hangs: Arc<AtomicU8>) -> Deaf {
+        Deaf { below, hangs }
+    }
 }
 
 struct DeafChannel {
@@ -81,7 +87,7 @@ fn array(k: usize, m: usize) -> (Small, Arc<AtomicU8>) {
     let hangs = Arc::new(AtomicU8::new(NOTHING));
     let s = Small::on(k, m, 4096, 10, &[512], |slot, g| {
         let hangs = if slot == 1 { hangs.clone() } else { Arc::default() };
-        Arc::new(Deaf { below: Malloc::new(g).unwrap(), hangs })
+        Arc::new(Deaf::new(Malloc::new(g).unwrap(), hangs))
     });
     (s, hangs)
 }

@@ -2,11 +2,13 @@
 
 mod basic;
 mod hung;
+mod joins;
 mod mended;
 mod metadata;
 mod passing;
 mod probe;
 mod reads;
+mod rebuild;
 mod scarred;
 mod taken_over;
 mod writes;

@@ -117,6 +117,7 @@ impl Txn {
             engine.txn_idle(self.clone());
         }
         if locked {
+            engine.drain.ended();
             engine.unlock(stripe);
             engine.feed();
         }
@@ -142,10 +143,10 @@ impl Txn {
         if !s.choose(l) {
             return self.end(engine, s, Status::SUCCESS);
         }
-        s.up = engine.up(s.stripe);
+        s.up = engine.up_to_write(s.stripe);
         s.plan = Plan { way: Way::Plain, read: 0, decode: 0 };
         if s.kind != Kind::First {
-            let Some(p) = plan::plan(k, m, &s.touch, s.up, s.up & !s.bad) else {
+            let Some(p) = plan::plan(k, m, &s.touch, s.up, engine.up(s.stripe) & !s.bad) else {
                 return self.lost(engine, s);
             };
             s.plan = p;
@@ -265,7 +266,7 @@ impl Txn {
         self.phase.set(Phase::Journaling);
         let l = engine.shared.layout;
         let Some(slot) = s.slot else { return };
-        let mut takes_part = engine.up(s.stripe) & compute::written(&l, s);
+        let mut takes_part = engine.up_to_write(s.stripe) & compute::written(&l, s);
         if faults::is(Mutant::JournalOnTooFew) {
             takes_part &= takes_part - 1;
         }
@@ -274,6 +275,8 @@ impl Txn {
         // recovery, finding such a member in sync but without its record, discards the others.
         let mut participants = 0;
         masked(compute::written(&l, s)).for_each(|i| participants |= 1 << l.slot_of(s.stripe, i));
+        // Not those that are being rebuilt and are not filled here: nothing is asked of them.
+        participants &= !engine.lacking(s.stripe);
         let (block, at) = (l.block as usize, l.journal_at(slot));
         let headers = compute::headers(&l);
         for i in masked(takes_part) {
@@ -344,7 +347,7 @@ impl Txn {
         self.phase.set(Phase::Writing);
         faults::enter(Window::BetweenMemberWrites);
         let l = engine.shared.layout;
-        s.up = engine.up(s.stripe);
+        s.up = engine.up_to_write(s.stripe);
         let strips = if s.kind == Kind::First { s.up } else { s.up & compute::written(&l, s) };
         for i in masked(strips) {
             let v = 2 * l.n() + i;
