@@ -99,7 +99,7 @@ impl Fillings {
                 return if f.pending.is_empty() { Next::Done } else { Next::Wait };
             }
             if !f.is_dirty(at, self.region_shift) {
-                f.cursor = ((at >> self.region_shift) + 1 << self.region_shift).min(self.stripes);
+                f.cursor = (((at >> self.region_shift) + 1) << self.region_shift).min(self.stripes);
                 continue;
             }
             let next = busy(at).min(self.stripes);

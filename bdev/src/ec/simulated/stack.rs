@@ -224,7 +224,8 @@ impl Stack for Array {
                 members[slot] = None;
             }
         }
-        let tuning = Tuning { nonce: Some(place.world.below(u64::MAX - 1) + 1), write_timeout: TIMEOUT };
+        let tuning =
+            Tuning { nonce: Some(place.world.below(u64::MAX - 1) + 1), write_timeout: TIMEOUT, ..Tuning::default() };
         start(&place.registry, DEVICE, assembly.head, members, tuning).await.map(drop).map_err(|e| e.to_string())
     }
 

@@ -272,7 +272,7 @@ impl Rig {
             let (_desc, ch) = crate::testing::open(&life.registry, "a");
             self.write(&ch, 30).await;
             self.flush(&ch).await;
-            self.world.set_health(LOST, Health { gone: true, slow: false });
+            self.world.set_health(LOST, Health { gone: true, ..Health::default() });
             while ec.member_state(LOST) == MemberState::InSync {
                 self.write(&ch, 1).await;
             }
