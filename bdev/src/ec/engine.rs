@@ -477,7 +477,8 @@ impl Engine {
 
     /// Lets the device in `slot`, whose member is not in use, go when nothing is in flight on it on any core.
     pub(super) fn depart(&self, slot: usize) {
-        if self.departing.get() >> slot & 1 != 0 {
+        // Once: a second departure might end when another device is there.
+        if self.departing.get() >> slot & 1 != 0 || self.shared.descs()[slot].is_none() {
             return;
         }
         self.departing.set(self.departing.get() | 1 << slot);

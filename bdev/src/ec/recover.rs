@@ -197,7 +197,8 @@ impl Engine {
     /// Writes in place what the records of a transaction say.
     async fn roll_forward(self: &Rc<Self>, found: Found, lanes: &mut Vec<DmaBuf>) {
         let l = self.shared.layout;
-        let wanted = |(slot, r): &(usize, RecordHeader)| self.written_to() >> slot & 1 != 0 && self.map.is_live(r.stripe);
+        let wanted =
+            |(slot, r): &(usize, RecordHeader)| self.written_to() >> slot & 1 != 0 && self.map.is_live(r.stripe);
         let records: Vec<_> = found.records.into_iter().filter(wanted).collect();
         for some in records.chunks(self.lanes(lanes).await) {
             let mut pending = Vec::new();

@@ -224,11 +224,8 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
         engine.establish(0, |sb| sb.journal_session = session).await?;
         engine.session.set(session);
     }
-    if engine.intent.generation.get() == 0 {
-        engine.intent.forget();
-    }
-    engine.show_intent();
     engine.stable_again();
+    engine.forget_intent().await;
     Ok(done)
 }
 

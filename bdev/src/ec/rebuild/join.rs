@@ -1,7 +1,6 @@
 //! How members leave slots and join them. `docs/ec.md` has what a crash leaves at each step.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use longshore_reactor::DmaBuf;
@@ -36,6 +35,19 @@ impl<'a> Busy<'a> {
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Writes to a newcomer.
+struct Puts {
+    slot: usize,
+    free: Vec<DmaBuf>,
+    out: Vec<(DmaBuf, Pending)>,
+}
+
+impl Puts {
+    fn of(slot: usize) -> Puts {
+        Puts { slot, free: Vec::new(), out: Vec::new() }
     }
 }
 
@@ -280,29 +292,29 @@ impl Engine {
         };
         let tail = bytes.saturating_sub(TAIL_BYTES as u64) / PAGE_BYTES * PAGE_BYTES;
         let last = bytes / PAGE_BYTES * PAGE_BYTES;
-        let mut out = VecDeque::new();
+        let mut puts = Puts::of(slot);
         for at in (0..2 * SUPERBLOCK_SPACING).chain(tail..last).step_by(PAGE_BYTES as usize) {
-            self.put(slot, &mut out, at, PAGE_BYTES as usize, |page| page.fill(0)).await?;
+            self.put(&mut puts, at, PAGE_BYTES as usize, |page| page.fill(0)).await?;
         }
         if last < bytes {
-            self.put(slot, &mut out, last, (bytes - last) as usize, |page| page.fill(0)).await?;
+            self.put(&mut puts, last, (bytes - last) as usize, |page| page.fill(0)).await?;
         }
-        self.put_all(out).await
+        self.put_all(&mut puts).await
     }
 
     async fn void_journal(self: &Rc<Self>, slot: usize) -> Result<(), Refused> {
         let l = self.shared.layout;
-        let mut out = VecDeque::new();
+        let mut puts = Puts::of(slot);
         for index in 0..l.journal_slots {
-            self.put(slot, &mut out, l.journal_at(index), l.block as usize, |block| block.fill(0)).await?;
+            self.put(&mut puts, l.journal_at(index), l.block as usize, |block| block.fill(0)).await?;
         }
-        self.put_all(out).await
+        self.put_all(&mut puts).await
     }
 
     /// Gives the newcomer every page of both bitmaps as it counts; where the newer slot of a page would be, nothing. The array is drained.
     async fn copy_bitmaps(self: &Rc<Self>, slot: usize) -> Result<(), Refused> {
         let l = self.shared.layout;
-        let mut out = VecDeque::new();
+        let mut puts = Puts::of(slot);
         let pages =
             (0..l.map_pages()).map(|p| (PageKind::Map, p)).chain((0..l.wib_pages()).map(|p| (PageKind::Wib, p)));
         for (kind, index) in pages {
@@ -320,7 +332,7 @@ impl Engine {
                     PageKind::Map => l.map_page_at(index, side),
                     PageKind::Wib => l.wib_page_at(index, side),
                 };
-                self.put(slot, &mut out, at, PAGE_BYTES as usize, |page| {
+                self.put(&mut puts, at, PAGE_BYTES as usize, |page| {
                     page.fill(0);
                     if side == header.side() {
                         header.encode(&bits, page);
@@ -329,50 +341,41 @@ impl Engine {
                 .await?;
             }
         }
-        self.put_all(out).await
+        self.put_all(&mut puts).await
     }
 
     /// Starts to write `len` bytes at `at` of the newcomer.
     async fn put(
         self: &Rc<Self>,
-        slot: usize,
-        out: &mut VecDeque<(DmaBuf, Pending)>,
+        puts: &mut Puts,
         at: u64,
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), Refused> {
-        if out.len() == AT_ONCE {
-            self.put_one(out).await?;
+        if puts.free.is_empty() {
+            // All or none: who holds some does not wait for others.
+            self.put_all(puts).await?;
+            puts.free = self.meta.pages(AT_ONCE).await;
         }
-        let mut buf = self.meta.page().await;
+        let Some(mut buf) = puts.free.pop() else { return Ok(()) };
         if let Some(bytes) = buf.get_mut() {
             fill(&mut bytes[..len]);
         }
         self.shared.counters.metadata_writes.add(1);
-        let pending = self.request(slot, Op::Write, IoFlags::NONE, at, &buf.slice(0, len)).await;
-        out.push_back((buf, pending));
+        let pending = self.request(puts.slot, Op::Write, IoFlags::NONE, at, &buf.slice(0, len)).await;
+        puts.out.push((buf, pending));
         Ok(())
     }
 
-    async fn put_one(self: &Rc<Self>, out: &mut VecDeque<(DmaBuf, Pending)>) -> Result<(), Refused> {
-        let Some((buf, pending)) = out.pop_front() else { return Ok(()) };
-        let status = pending.done().await;
-        self.meta.stock_page(buf);
-        if status.is_err() {
-            while let Some((buf, pending)) = out.pop_front() {
-                pending.done().await;
-                self.meta.stock_page(buf);
-            }
-            return Err(Refused::Failed("a write to it failed"));
+    /// Ends when all that was started has ended.
+    async fn put_all(self: &Rc<Self>, puts: &mut Puts) -> Result<(), Refused> {
+        let mut failed = false;
+        for (buf, pending) in puts.out.drain(..) {
+            failed |= pending.done().await.is_err();
+            self.meta.stock_page(buf);
         }
-        Ok(())
-    }
-
-    async fn put_all(self: &Rc<Self>, mut out: VecDeque<(DmaBuf, Pending)>) -> Result<(), Refused> {
-        while !out.is_empty() {
-            self.put_one(&mut out).await?;
-        }
-        Ok(())
+        puts.free.drain(..).for_each(|buf| self.meta.stock_page(buf));
+        if failed { Err(Refused::Failed("a write to it failed")) } else { Ok(()) }
     }
 
     async fn flush_newcomer(self: &Rc<Self>, slot: usize) -> Result<(), Refused> {

@@ -181,9 +181,10 @@ impl Filler {
 impl Submitter for Filler {
     fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
         let v = (tag & 0xffff) as usize;
-        let Some(slot) = self.out.borrow_mut()[v].take() else { return io.release() };
+        let Some(slot) = self.out.borrow()[v] else { return io.release() };
         let member = &self.engine.members[usize::from(slot)];
-        member.landed(tag);
+        let Some(io) = member.landed(io, &self, tag) else { return };
+        self.out.borrow_mut()[v] = None;
         if io.status().is_err() {
             self.bad.set(self.bad.get() | 1 << v);
         } else if v == self.engine.shared.layout.k {
