@@ -6,11 +6,14 @@
 //! memory they use, and the holder goes on with another set.
 #![allow(unsafe_code)]
 
+mod set;
+
 use std::rc::Rc;
 
 use longshore_reactor::DmaBuf;
 
-use super::spare::{Spare, SpareSet};
+use self::set::Set;
+use super::spare::Spare;
 use crate::core::CoreState;
 use crate::io::{IoFlags, IoRef, IoVec, Op};
 
@@ -22,71 +25,6 @@ const MOST: usize = super::layout::MAX_MEMBERS;
 
 /// A vector of pieces of memory: of host requests, staging buffers or zeroes, all held by the same [`Holdings`].
 pub(super) type VecId = usize;
-
-/// What the children of one attempt use.
-struct Set {
-    /// Children name it: it is not the only one if children of an earlier one hang.
-    number: u16,
-    bufs: Vec<Option<DmaBuf>>,
-    vecs: Vec<Vec<IoVec>>,
-    /// Of each vector the host's requests whose memory it points to.
-    of: Vec<u64>,
-    /// Child requests at hand.
-    idle: Vec<IoRef>,
-    /// Vectors that children use which are out.
-    lent: u128,
-    /// Those of them that nobody waits for any more.
-    given_up: u128,
-    /// Taken from what is set aside.
-    spare: Option<SpareSet>,
-}
-
-impl Set {
-    fn new(number: u16, bufs: usize, vecs: usize) -> Set {
-        Set {
-            number,
-            bufs: (0..bufs).map(|_| None).collect(),
-            vecs: (0..vecs).map(|_| Vec::new()).collect(),
-            of: vec![0; vecs],
-            idle: Vec::new(),
-            lent: 0,
-            given_up: 0,
-            spare: None,
-        }
-    }
-
-    /// Gives everything back. No child is out.
-    fn give_back(&mut self, spare: &Spare) {
-        assert_eq!(self.lent, 0, "memory of requests in flight must stay as it is");
-        self.vecs.iter_mut().for_each(Vec::clear);
-        self.of.fill(0);
-        if let Some(mut set) = self.spare.take() {
-            set.bufs.iter_mut().zip(&mut self.bufs).for_each(|(kept, buf)| {
-                if kept.is_none() {
-                    *kept = buf.take();
-                }
-            });
-            set.ios.extend(self.idle.drain(..set.count));
-            spare.give_back(set);
-        }
-        self.idle.drain(..).for_each(IoRef::release);
-        self.bufs.iter_mut().for_each(|b| *b = None);
-    }
-
-    /// The host's requests whose memory children use.
-    fn lent_hosts(&self) -> u64 {
-        let lent = |&(v, _): &(usize, &u64)| self.lent >> v & 1 != 0;
-        self.of.iter().enumerate().filter(lent).fold(0, |mask, (_, of)| mask | of)
-    }
-
-    /// Empties the vectors that no child uses.
-    fn forget(&mut self) {
-        for (v, vec) in self.vecs.iter_mut().enumerate().filter(|(v, _)| self.lent >> v & 1 == 0) {
-            vec.clear();
-            self.of[v] = 0;
-        }
-    }
-}
 
 /// See the module.
 pub(super) struct Holdings {

@@ -1,0 +1,201 @@
+//! Members that fail, and who waits until superblocks say so.
+
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::super::event::Event;
+use super::super::flush::Offline;
+use super::super::format::MemberState;
+use super::super::lower::Departure;
+use super::super::txn::Txn;
+use super::Engine;
+
+/// How long requests to a member that failed have until those who sent them go on without them.
+const GRACE: Duration = Duration::from_millis(100);
+
+impl Engine {
+    /// A member failed: nothing is sent to it any more, and nothing acknowledged until superblocks say so.
+    pub(in crate::ec) fn fail_member(self: &Rc<Self>, slot: usize, why: &'static str) {
+        if !matches!(self.shared.state(slot), MemberState::InSync | MemberState::Rebuilding) {
+            if self.rebuild.is_joining(slot) {
+                self.give_up(slot);
+            }
+            return;
+        }
+        let name = self.shared.member_name(slot).unwrap_or_default();
+        tracing::error!("array '{}': member {slot} ('{name}') failed: {why}", self.shared.name);
+        self.shared.set_state(slot, MemberState::Failed);
+        self.intent.mark_unflushed(self.members[slot].volatile.get());
+        self.failures.set(self.failures.get() + 1);
+        self.unstable.set(true);
+        self.tell(Event::MemberFailed { slot, why });
+        self.give_up(slot);
+        self.shared.abort_reads(slot);
+        self.flush_given_up(slot);
+        self.give_up_later();
+        self.rebuild.member_failed(slot);
+        self.show_rebuilds();
+        if (self.live().count_ones() as usize) < self.table.borrow().quorum() {
+            self.go_offline("too few members are left");
+        }
+        self.failed.set();
+    }
+
+    /// Sends nothing more to a member. What hangs on it may never end: flushes and metadata do not wait for it.
+    pub(in crate::ec) fn give_up(&self, slot: usize) {
+        self.members[slot].bar();
+        self.members[slot].abort_all();
+        self.meta.give_up(slot);
+    }
+
+    /// What was aborted ends soon, or hangs: then nobody waits for it.
+    pub(in crate::ec) fn give_up_later(self: &Rc<Self>) {
+        let me = Rc::downgrade(self);
+        let timer = self.core.reactor().timer(GRACE, move |_| {
+            let Some(me) = me.upgrade() else { return };
+            let txns: Vec<_> = me.all_txns.borrow().iter().filter_map(Weak::upgrade).collect();
+            let reads: Vec<_> = me.all_reads.borrow().iter().filter_map(Weak::upgrade).collect();
+            for m in me.members.iter().filter(|m| m.is_barred() && m.inflight() > 0) {
+                txns.iter().for_each(|t| t.give_up(&me, m.slot));
+                reads.iter().for_each(|r| r.give_up(&me, m.slot));
+            }
+        });
+        self.grace.replace(Some(timer));
+    }
+
+    /// The device of a member is going away: it fails, and each core lets it go when nothing is in flight on it there.
+    pub(in crate::ec) fn member_gone(self: &Rc<Self>, slot: usize, why: &'static str) {
+        self.fail_member(slot, why);
+        self.depart(slot);
+    }
+
+    /// Lets the device in `slot`, whose member is not in use, go when nothing is in flight on it on any core.
+    pub(in crate::ec) fn depart(&self, slot: usize) {
+        // Once: a second departure might end when another device is there.
+        if self.departing.get() >> slot & 1 != 0 || self.shared.descs()[slot].is_none() {
+            return;
+        }
+        self.departing.set(self.departing.get() | 1 << slot);
+        let departure = Departure::new(&self.shared, slot);
+        self.shared.leave(slot, &departure);
+        self.give_up(slot);
+        self.members[slot].leave(departure);
+    }
+
+    /// No core uses the device in `slot` any more.
+    pub(in crate::ec) fn member_left(&self, slot: usize) {
+        self.departing.set(self.departing.get() & !(1 << slot));
+        self.shared.close_member(slot);
+    }
+
+    /// No request is served any more.
+    pub(in crate::ec) fn go_offline(self: &Rc<Self>, why: &'static str) {
+        if self.shared.is_offline() {
+            return;
+        }
+        tracing::error!("array '{}' is offline: {why}", self.shared.name);
+        self.shared.set_offline(true);
+        self.tell(Event::Offline { why });
+        // Not from here: whoever found out is in the middle of something.
+        let me = self.clone();
+        self.core.reactor().defer(move |_| me.resume());
+    }
+
+    /// True if superblocks name every failed member.
+    pub(in crate::ec) fn is_stable(&self) -> bool {
+        !self.unstable.get() && !self.shared.is_offline()
+    }
+
+    /// Superblocks name every failed member; those go on who waited for that.
+    pub(in crate::ec) fn stable_again(self: &Rc<Self>) {
+        self.unstable.set(false);
+        self.resume();
+    }
+
+    /// An update of the superblocks has ended, which names every failed member.
+    pub(in crate::ec) fn named_all(self: &Rc<Self>) {
+        if self.unstable.get() {
+            self.stable_again();
+        }
+    }
+
+    /// True if a member failed that superblocks do not name yet.
+    pub(in crate::ec) fn has_unnamed(&self) -> bool {
+        self.unstable.get()
+    }
+
+    /// Until superblocks name every failed member. Also while the session begins: then it is so from the start.
+    pub(in crate::ec) async fn until_stable(&self) -> Result<(), Offline> {
+        poll_fn(|cx| {
+            if self.shared.is_offline() {
+                return Poll::Ready(Err(Offline));
+            }
+            if !self.unstable.get() {
+                return Poll::Ready(Ok(()));
+            }
+            self.stable_waiters.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// `txn` waits until the array is stable or offline.
+    pub(in crate::ec) fn park(&self, txn: Rc<Txn>) {
+        self.parked.borrow_mut().push(txn);
+    }
+
+    pub(in crate::ec) fn resume(self: &Rc<Self>) {
+        self.stable_waiters.take().into_iter().for_each(Waker::wake);
+        for t in self.parked.take() {
+            t.go_on(self);
+        }
+        if self.shared.is_offline() {
+            for t in self.intent.take_waiting() {
+                t.go_on(self);
+            }
+            self.map.signal.set();
+            self.intent.signal.set();
+            self.slots_wanted.set();
+            self.drain.look();
+        }
+        self.unblock_round();
+        self.feed();
+    }
+
+    /// Something is in flight on a member: looks after it.
+    #[inline]
+    pub(in crate::ec) fn watch(self: &Rc<Self>) {
+        if !self.watching.get() {
+            self.watch_on();
+        }
+    }
+
+    #[cold]
+    pub(in crate::ec) fn watch_on(self: &Rc<Self>) {
+        self.watching.set(true);
+        let me = Rc::downgrade(self);
+        let timer = self.core.reactor().timer(self.tuning.write_timeout / 4, move |_| {
+            let Some(me) = me.upgrade() else { return };
+            me.watching.set(false);
+            me.look_after();
+        });
+        self.watchdog.replace(Some(timer));
+    }
+
+    pub(in crate::ec) fn look_after(self: &Rc<Self>) {
+        let limit = self.core.reactor().ticks(self.tuning.write_timeout);
+        let now = self.core.now();
+        for m in &self.members {
+            if m.oldest().is_some_and(|since| now.saturating_sub(since) > limit) {
+                self.fail_member(m.slot, "it did not answer in time");
+                // Again if it has failed before: what hangs is aborted until it ends.
+                m.abort_all();
+            }
+        }
+        if self.members.iter().any(|m| m.inflight() > 0) {
+            self.watch();
+        }
+    }
+}
