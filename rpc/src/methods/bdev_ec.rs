@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::config::Entry;
 use crate::error::{EBUSY, EEXIST, EINVAL, ENODEV, EPERM, Reply, RpcError};
 use crate::method::{Method, Registry, When};
+use crate::methods::bdev_ec_rebuild;
 use crate::params;
 
 params! {
@@ -60,6 +61,8 @@ params! {
         assemble_timeout_sec: Option<u32>,
         /// A member that takes longer than so many milliseconds for a request has failed; at least 100, at first 30000. For arrays started from now on.
         member_timeout_ms: Option<u32>,
+        /// Seconds that a member that failed may take to return before a spare takes its place; at first 0.
+        spare_delay_sec: Option<u32>,
     }
 }
 
@@ -104,11 +107,12 @@ pub(super) fn declare(registry: &mut Registry) {
             .doc(
                 "Erasure-coded arrays, their members and counters. Parity rotates, so that every member has the role `rotating`. Its state \
                  is `normal`, `failed`, `replacing` or `empty`. `overhead_percent` is parity and metadata as a share of what the members \
-                 have together, what larger members have unused included. `reason` says why a member failed since the array started, and \
+                 have together, what larger members have unused included. `needs_rebuild` says that it lacks data. `rebuild_progress`, in percent, is there while a \
+                 member is being rebuilt; `spares` are devices that may take the place of a member. `reason` says why a member failed since the array started, and \
                  `unused_bdevs` which devices of it were found and not taken, and why. An array that is not started is not listed: asked for by \
                  its name, it is an error that says why.",
             )
-            .result("array of {name, uuid, k, m, n, strip_size_kb, failed_count, offline, offline_reason, block_size, num_blocks, overhead_percent, stats{}, base_bdevs[], unused_bdevs[]}")
+            .result("array of {name, uuid, k, m, n, strip_size_kb, failed_count, offline, offline_reason, block_size, num_blocks, overhead_percent, stats{}, replace_in_progress, rebuild_in_progress, rebuild_progress?, spares[], base_bdevs[], unused_bdevs[]}")
             .error(-ENODEV, "No such device"),
     );
     registry.add(
@@ -131,6 +135,7 @@ pub(super) fn declare(registry: &mut Registry) {
             .example(json!({"assemble_timeout_sec": 30}), json!(true)),
     );
     scrubs(registry);
+    bdev_ec_rebuild::declare(registry);
 }
 
 fn scrubs(registry: &mut Registry) {
@@ -179,7 +184,7 @@ fn scrubs(registry: &mut Registry) {
 }
 
 /// Calls `f` with the array of this name.
-fn with_array<R>(app: &App, name: &str, f: impl FnOnce(&Ec) -> R) -> Result<R, RpcError> {
+pub(super) fn with_array<R>(app: &App, name: &str, f: impl FnOnce(&Ec) -> R) -> Result<R, RpcError> {
     let node = find(app, name)?;
     match arrays::array(&node) {
         Some(ec) => Ok(f(ec)),
@@ -188,7 +193,7 @@ fn with_array<R>(app: &App, name: &str, f: impl FnOnce(&Ec) -> R) -> Result<R, R
 }
 
 /// The device of this name; if it is an array that is not started, the error says why.
-fn find(app: &App, name: &str) -> Result<Arc<BdevNode>, RpcError> {
+pub(super) fn find(app: &App, name: &str) -> Result<Arc<BdevNode>, RpcError> {
     super::bdev::find(app, name).map_err(|error| match app.arrays.why_not_started(name) {
         Some(why) => RpcError::errno_because(ENODEV, format!("array '{name}' is not started: {why}")),
         None => error,
@@ -204,6 +209,9 @@ async fn set_options(app: Arc<App>, p: SetOptions) -> Reply {
             return Err(RpcError::errno_because(EINVAL, why));
         }
         app.arrays.set_tuning(Tuning { write_timeout: Duration::from_millis(ms.into()), ..app.arrays.tuning() });
+    }
+    if let Some(seconds) = p.spare_delay_sec {
+        app.arrays.set_spare_delay(Duration::from_secs(seconds.into()));
     }
     if let Some(seconds) = p.assemble_timeout_sec {
         app.arrays.set_assemble_timeout(Duration::from_secs(seconds.into()));
@@ -272,10 +280,11 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
         json!({
             "name": m.name, "slot": slot, "role": "rotating", "state": state(m.state), "size": m.bytes,
             "unused": m.bytes.map(|b| b.saturating_sub(smallest)), "reason": m.why,
+            "needs_rebuild": m.state != MemberState::InSync,
         })
     });
     let unused = info.passed_over.iter().map(|(name, why)| json!({"name": name, "reason": why}));
-    json!({
+    let mut out = json!({
         "name": node.name(), "uuid": node.uuid().to_string(), "k": l.k, "m": l.m, "n": l.n(), "strip_size_kb": l.strip / 1024,
         "failed_count": failed, "offline": info.offline, "offline_reason": info.offline_because, "block_size": l.block, "num_blocks": node.num_blocks(),
         "overhead_percent": 100.0 * (1.0 - usable as f64 / raw.max(1) as f64),
@@ -291,8 +300,13 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
         },
         "rmw_writes": s.read_modify_writes, "full_stripe_writes": s.full_stripe_writes,
         "degraded_reads_reconstructed": s.reconstructed_reads, "degraded_read_eio": s.unrecovered_reads,
+        "replace_in_progress": info.replacing, "rebuild_in_progress": !info.rebuilds.is_empty(), "spares": info.spares,
         "base_bdevs": bases.collect::<Vec<_>>(), "unused_bdevs": unused.collect::<Vec<_>>(),
-    })
+    });
+    if let Some(first) = info.rebuilds.first() {
+        out["rebuild_progress"] = bdev_ec_rebuild::percent(first).into();
+    }
+    out
 }
 
 /// The calls that make the arrays again, those that were made by calls.
@@ -306,7 +320,33 @@ pub(super) fn dump(app: &App) -> Vec<Entry> {
     if slow != Tuning::default().write_timeout {
         options.insert("member_timeout_ms".into(), (slow.as_millis() as u64).into());
     }
+    let delay = app.arrays.spare_delay();
+    if !delay.is_zero() {
+        options.insert("spare_delay_sec".into(), delay.as_secs().into());
+    }
     let options = (!options.is_empty()).then(|| Entry::new("bdev_ec_set_options", Value::Object(options)));
-    let made = App::lock(&app.arrays_made);
-    options.into_iter().chain(made.values().map(|made| Entry::new("bdev_ec_create", made.clone()))).collect()
+    let made: Vec<Value> = App::lock(&app.arrays_made).values().cloned().collect();
+    let made = made.into_iter().map(|made| Entry::new("bdev_ec_create", as_it_is(app, made)));
+    options.into_iter().chain(made).chain(bdev_ec_rebuild::dump(app)).collect()
+}
+
+/// The call that made an array, with the members that it has now.
+fn as_it_is(app: &App, mut made: Value) -> Value {
+    let node = made["name"].as_str().and_then(|name| app.bdevs.find(name));
+    let info = node.and_then(|node| app.arrays.describe(&app.bdevs, &node));
+    let Some(info) = info else { return made };
+    let now: Vec<Option<String>> = info.members.into_iter().map(|m| m.name).collect();
+    // A slot whose device is gone keeps a name: as many are needed as there are members.
+    let asked: Vec<String> =
+        made["base_bdevs"].as_array().into_iter().flatten().filter_map(|b| b.as_str().map(str::to_owned)).collect();
+    if now.iter().flatten().all(|name| asked.contains(name)) {
+        return made;
+    }
+    let mut former =
+        asked.into_iter().filter(|name| !now.contains(&Some(name.clone()))).collect::<Vec<_>>().into_iter();
+    let members: Vec<String> = now.iter().filter_map(|name| name.clone().or_else(|| former.next())).collect();
+    if members.len() == now.len() {
+        made["base_bdevs"] = members.into();
+    }
+    made
 }

@@ -6,6 +6,7 @@ pub mod bdev;
 pub mod bdev_create;
 pub mod bdev_crypto;
 pub mod bdev_ec;
+mod bdev_ec_rebuild;
 pub mod bdev_file;
 pub mod bdev_layer;
 pub mod bdev_nvme;

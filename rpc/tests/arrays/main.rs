@@ -2,7 +2,9 @@
 
 mod broken;
 mod made;
+mod replace;
 mod rig;
+mod spares;
 
 use longshore_rpc::config::{self, Config};
 use longshore_rpc::exec::block_on;

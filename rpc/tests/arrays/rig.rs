@@ -107,6 +107,11 @@ impl Rig {
         }
     }
 
+    /// The array, once all members are in sync.
+    pub(crate) fn whole(&self) -> Value {
+        self.array_when(|a| states(a).iter().all(|s| *s == "normal") && a["replace_in_progress"] == json!(false))
+    }
+
     /// Kinds of what happened to the array so far.
     pub(crate) fn events(&self) -> Vec<String> {
         let all = self.call("notify_get_notifications", json!({"max": 1000})).unwrap();
@@ -172,6 +177,8 @@ struct Tee;
 impl Write for Tee {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         LOG.get_or_init(Mutex::default).lock().unwrap().extend_from_slice(bytes);
+        // Shown with a test that fails.
+        print!("{}", String::from_utf8_lossy(bytes));
         Ok(bytes.len())
     }
 

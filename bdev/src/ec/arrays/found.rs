@@ -45,16 +45,45 @@ impl Arrays {
         let Some(superblock) = superblock_of(registry, node).await else { return };
         let array = superblock.array;
         drop(superblock);
-        self.found().entry(array).or_default().push(Arc::downgrade(node));
+        self.remember(array, node);
         let started = reactor.now();
         let patience = reactor.ticks(self.assemble_timeout());
         loop {
             let waited = reactor.now().saturating_sub(started) >= patience;
             if self.consider(registry, array, waited).await || waited {
-                return;
+                break;
             }
             reactor.sleep(LOOK_AGAIN).await;
         }
+        // The array runs without it: it may be a member that is back.
+        if node.claim().is_none()
+            && !node.is_removing()
+            && let Some(upper) = registry.find(&array.to_string())
+        {
+            self.readmit(reactor, registry, &upper, node).await;
+        }
+    }
+
+    /// Array `uuid` was found on a device.
+    pub(super) fn remember(&self, uuid: Uuid, device: &Arc<BdevNode>) {
+        let mut found = self.found();
+        let list = found.entry(uuid).or_default();
+        list.retain(|n| n.upgrade().is_some_and(|n| !Arc::ptr_eq(&n, device)));
+        list.push(Arc::downgrade(device));
+    }
+
+    /// Devices on which array `uuid` was found, and that nobody uses.
+    pub(super) fn found_of(&self, registry: &Registry, uuid: Uuid) -> Vec<Arc<BdevNode>> {
+        let mut nodes: Vec<Arc<BdevNode>> = {
+            let mut found = self.found();
+            let Some(list) = found.get_mut(&uuid) else { return Vec::new() };
+            list.retain(|n| n.upgrade().is_some_and(|n| !n.is_removing()));
+            list.iter().filter_map(Weak::upgrade).filter(|n| n.claim().is_none()).collect()
+        };
+        // What is said about them is the same however long each took to be looked at.
+        let order = registry.list();
+        nodes.sort_by_key(|node| order.iter().position(|n| Arc::ptr_eq(n, node)));
+        nodes
     }
 
     /// Starts the array if that can be done. False: members are waited for.
@@ -63,17 +92,8 @@ impl Arrays {
         if registry.find(&uuid.to_string()).is_some() {
             return true;
         }
-        let mut nodes: Vec<Arc<BdevNode>> = {
-            let mut found = self.found();
-            let list = found.entry(uuid).or_default();
-            list.retain(|n| n.upgrade().is_some_and(|n| !n.is_removing()));
-            list.iter().filter_map(Weak::upgrade).filter(|n| n.claim().is_none()).collect()
-        };
-        // What is said about them is the same however long each took to be looked at.
-        let order = registry.list();
-        nodes.sort_by_key(|node| order.iter().position(|n| Arc::ptr_eq(n, node)));
         let mut candidates = Vec::new();
-        for node in nodes {
+        for node in self.found_of(registry, uuid) {
             // Read once more: somebody may have had the turn since.
             let Some(superblock) = superblock_of(registry, &node).await.filter(|s| s.array == uuid) else { continue };
             let block = node.geometry().block_size;
@@ -122,7 +142,7 @@ impl Arrays {
 }
 
 /// The superblock of a device, if it is a member of some array.
-async fn superblock_of(registry: &Arc<Registry>, node: &Arc<BdevNode>) -> Option<Superblock> {
+pub(super) async fn superblock_of(registry: &Arc<Registry>, node: &Arc<BdevNode>) -> Option<Superblock> {
     let io = MemberIo::look(registry, node.name()).ok()?;
     match io.superblock().await {
         Ok(Ok(superblock)) => Some(superblock),

@@ -3,6 +3,7 @@
 use super::{Arrays, array};
 use crate::ec::format::MemberState;
 use crate::ec::layout::Layout;
+use crate::ec::rebuild::RebuildProgress;
 use crate::ec::stats::EcStats;
 use crate::node::BdevNode;
 use crate::registry::Registry;
@@ -29,6 +30,12 @@ pub struct ArrayInfo {
     pub offline_because: Option<&'static str>,
     /// Devices that were found and are not used, and why.
     pub passed_over: Vec<(String, String)>,
+    /// A device is being taken in, or a member is being rebuilt.
+    pub replacing: bool,
+    /// Rebuilds under way, by slot.
+    pub rebuilds: Vec<RebuildProgress>,
+    /// Names of spares that may become members.
+    pub spares: Vec<String>,
     /// By slot.
     pub members: Vec<MemberInfo>,
     /// What the host asked for and what that cost.
@@ -41,6 +48,8 @@ impl Arrays {
         let ec = array(node)?;
         let layout = ec.shared.layout;
         let note = self.notes.of(node.uuid());
+        // Those that were taken away since are of no interest.
+        let passed_over = note.passed_over.into_iter().filter(|(name, _)| registry.find(name).is_some()).collect();
         let member = |slot| {
             let name = ec.shared.member_name(slot);
             let below = name.as_ref().and_then(|name| registry.find(name));
@@ -54,7 +63,10 @@ impl Arrays {
             layout,
             offline: ec.is_offline(),
             offline_because: note.offline,
-            passed_over: note.passed_over.into_iter().collect(),
+            passed_over,
+            replacing: self.seats.any(node.uuid()) || !ec.rebuild_progress().is_empty(),
+            rebuilds: ec.rebuild_progress(),
+            spares: self.spares_of(node.name()),
             members,
             stats: ec.stats(),
         })

@@ -21,13 +21,16 @@ impl Link {
     pub(super) fn tie(&self, node: &Arc<BdevNode>, members: &[Option<Arc<BdevNode>>]) {
         let _ = self.0.set(Arc::downgrade(node));
         for (slot, member) in members.iter().enumerate() {
-            let Some(member) = member else { continue };
-            if member.is_removing() {
-                tell(node, slot, BdevEvent::Remove);
-            } else {
-                tell(node, slot, BdevEvent::Resize { num_blocks: member.num_blocks() });
+            if let Some(member) = member {
+                catch_up(node, slot, member);
             }
         }
+    }
+
+    /// As [`tie`](Link::tie), for an array that has taken `member` into `slot`.
+    pub(super) fn tie_one(&self, node: &Arc<BdevNode>, slot: usize, member: &BdevNode) {
+        let _ = self.0.set(Arc::downgrade(node));
+        catch_up(node, slot, member);
     }
 
     /// Told of the members by their slots.
@@ -44,6 +47,13 @@ impl Link {
     pub(super) fn sink(&self, slot: usize) -> EventSink {
         let told = self.told();
         Box::new(move |event| told(slot, event))
+    }
+}
+
+fn catch_up(node: &BdevNode, slot: usize, member: &BdevNode) {
+    match member.is_removing() {
+        true => tell(node, slot, BdevEvent::Remove),
+        false => tell(node, slot, BdevEvent::Resize { num_blocks: member.num_blocks() }),
     }
 }
 

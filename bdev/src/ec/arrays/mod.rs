@@ -6,11 +6,14 @@
 
 mod found;
 mod info;
+mod join;
 mod link;
 mod notes;
+mod spares;
 mod turns;
 
 pub use info::{ArrayInfo, MemberInfo};
+pub use spares::SpareInfo;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +24,7 @@ use uuid::Uuid;
 
 use super::create::{Options, clear, prepare};
 use super::device::Ec;
+use super::event::Event;
 use super::format::Superblock;
 use super::start::start_watched;
 use super::tuning::Tuning;
@@ -28,8 +32,10 @@ use crate::desc::BdevDesc;
 use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
 use found::Found;
+use join::Seats;
 use link::Link;
 use notes::Notes;
+use spares::{AtSpares, Spares};
 use turns::Turns;
 
 /// Patience with absent members, unless set otherwise.
@@ -42,8 +48,12 @@ pub struct Arrays {
     turns: Turns,
     timeout_ms: AtomicU64,
     tuning: Mutex<Tuning>,
+    spare_delay_ms: AtomicU64,
     found: Found,
     notes: Notes,
+    seats: Seats,
+    spares: Spares,
+    at_spares: AtSpares,
 }
 
 /// An array under its name.
@@ -72,8 +82,12 @@ impl Arrays {
             turns: Turns::default(),
             timeout_ms: AtomicU64::new(ASSEMBLE_TIMEOUT.as_millis() as u64),
             tuning: Mutex::default(),
+            spare_delay_ms: AtomicU64::new(0),
             found: Found::default(),
             notes: Notes::default(),
+            seats: Seats::default(),
+            spares: Spares::default(),
+            at_spares: AtSpares::default(),
         });
         let weak = Arc::downgrade(&arrays);
         registry.add_examiner(Box::new(move |registry, node| {
@@ -145,6 +159,7 @@ impl Arrays {
         let (uuid, bases) = (node.uuid(), node.device().base_names());
         close(registry, &node).await?;
         self.notes.forget(uuid);
+        self.release_spares(node.name());
         if !clear_sb {
             return Ok(());
         }
@@ -180,38 +195,65 @@ impl Arrays {
         for (device, why) in &passed_over {
             tracing::warn!("array '{name}' does not use '{device}': {why}");
         }
-        tracing::warn!("array '{name}' is to try, not for data yet: what it loses cannot be rebuilt in this version");
+        tracing::warn!("array '{name}' is to try, not for data yet: not all tests of what it survives have been run");
         self.notes.started(uuid, &name, passed_over);
         let stopping = BdevError::Busy { name: name.clone(), why: "the reactors are stopping" };
-        let (me, watched) = (Arc::downgrade(self), name.clone());
-        let watch = move |event| {
-            if let Some(me) = me.upgrade() {
-                me.notes.event(uuid, event);
+        let (me, watched, bdevs) = (Arc::downgrade(self), name.clone(), Arc::downgrade(registry));
+        let watch = Box::new(move |event| {
+            let (Some(me), Some(registry)) = (me.upgrade(), bdevs.upgrade()) else { return };
+            me.notes.event(uuid, event);
+            if let (Event::Degraded { .. }, Some(node)) = (event, registry.find(&uuid.to_string())) {
+                me.tend(&registry, &node, false);
             }
-        };
-        let watch = Box::new(watch);
+        });
         let task =
             core.spawn(move |_| async move { start_watched(&r, &watched, head, members, tuning, Some(watch)).await });
         let started = task.await.map_err(|_| stopping).flatten();
         match &started {
-            Ok(node) => link.tie(node, &nodes),
+            Ok(node) => {
+                link.tie(node, &nodes);
+                self.tend(registry, node, true);
+            }
             Err(e) => self.notes.held_back(uuid, &name, e.to_string()),
         }
         started
     }
+
+    /// Fills slots that lost their members: with these themselves if `found`, with spares else. Goes on when this has returned.
+    fn tend(self: &Arc<Self>, registry: &Arc<Registry>, node: &Arc<BdevNode>, found: bool) {
+        let Some(core) = self.cores.first() else { return };
+        let (me, registry, node, under_way) = (self.clone(), registry.clone(), node.clone(), registry.examination());
+        core.send(move |r| {
+            let reactor = r.clone();
+            drop(r.spawn(async move {
+                if found {
+                    for device in me.found_of(&registry, node.uuid()) {
+                        me.readmit(&reactor, &registry, &node, &device).await;
+                    }
+                }
+                // Spares may wait for long.
+                drop(under_way);
+                me.use_spares(&reactor, &registry, &node).await;
+            }));
+        });
+    }
 }
 
-/// Whether the running array `ec` is the one that `o` asks for.
+/// Whether the running array `ec` is the one that `o` asks for. Members may have been replaced since the call was saved: one of them is enough, or the UUID.
 fn same(registry: &Registry, ec: &Ec, uuid: Uuid, o: &Options) -> bool {
     let l = &ec.shared.layout;
-    let name_of = |base: &String| registry.find(base).map(|n| n.name().to_owned());
-    let asked: Vec<String> = o.base_bdevs.iter().filter_map(name_of).collect();
-    o.validate().is_ok()
+    let name_of = |base: &String| registry.find(base).map_or_else(|| base.clone(), |n| n.name().to_owned());
+    let members = crate::device::Bdev::base_names(ec);
+    let (there, others): (Vec<_>, Vec<_>) = o.base_bdevs.iter().map(name_of).partition(|name| members.contains(name));
+    let same = o.validate().is_ok()
         && (l.k, l.m) == (o.data_chunk_count as usize, o.parity_chunk_count as usize)
         && l.strip == o.strip_size_kb * 1024
         && o.uuid.is_none_or(|asked| asked == uuid)
-        // The UUID says it all: members may have been replaced since the call was saved.
-        && (o.uuid.is_some() || crate::device::Bdev::base_names(ec).iter().all(|name| asked.contains(name)))
+        && (o.uuid.is_some() || !there.is_empty());
+    if same && !others.is_empty() {
+        tracing::warn!("array '{}' runs already, and these are no members of it: {}", o.name, others.join(", "));
+    }
+    same
 }
 
 #[cfg(test)]

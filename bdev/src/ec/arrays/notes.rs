@@ -52,6 +52,21 @@ impl Notes {
         }
     }
 
+    /// A device was taken into `slot`.
+    pub(super) fn joined(&self, array: Uuid, slot: usize, device: &str) {
+        if let Some(note) = self.all().get_mut(&array) {
+            note.failed.remove(&slot);
+            note.passed_over.remove(device);
+        }
+    }
+
+    /// A running array does not use a device.
+    pub(super) fn passed_over(&self, array: Uuid, device: &str, why: String) {
+        if let Some(note) = self.all().get_mut(&array) {
+            note.passed_over.insert(device.to_owned(), why);
+        }
+    }
+
     /// The array was removed.
     pub(super) fn forget(&self, array: Uuid) {
         self.all().remove(&array);

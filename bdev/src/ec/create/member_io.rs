@@ -158,7 +158,7 @@ impl MemberIo {
 }
 
 /// The future's outcome, if it comes in time. The request behind a future that is dropped keeps its memory until it ends.
-async fn within<F: Future>(reactor: &Reactor, limit: Duration, future: F) -> Option<F::Output> {
+pub(crate) async fn within<F: Future>(reactor: &Reactor, limit: Duration, future: F) -> Option<F::Output> {
     let (mut future, mut timer) = (pin!(future), pin!(reactor.sleep(limit)));
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(out) => Poll::Ready(Some(out)),

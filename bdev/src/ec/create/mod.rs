@@ -19,9 +19,10 @@ mod write;
 
 pub use config::Options;
 pub use member_io::MODULE;
-pub(super) use member_io::MemberIo;
+pub(super) use member_io::{MemberIo, within};
 pub use signature::{HEAD_BYTES, TAIL_BYTES, recognise};
 pub use write::clear;
+pub(super) use write::wipe;
 
 use std::sync::{Arc, OnceLock};
 
@@ -57,14 +58,14 @@ struct Base {
 }
 
 /// What is on a base device.
-struct Probe {
-    superblock: Result<Superblock, FormatError>,
+pub(super) struct Probe {
+    pub(super) superblock: Result<Superblock, FormatError>,
     signature: Option<&'static str>,
 }
 
 impl Probe {
     /// What is on the device that somebody might miss.
-    fn found(&self) -> Option<String> {
+    pub(super) fn found(&self) -> Option<String> {
         match (&self.superblock, self.signature) {
             (Ok(s), _) => Some(format!("slot {} of array '{}' ({})", s.slot, s.name, s.array)),
             // A superblock that cannot be believed; what else begins like none is not one.
@@ -128,7 +129,8 @@ fn open(registry: &Arc<Registry>, o: &Options, told: &Told) -> Result<Vec<Base>,
     Ok(bases)
 }
 
-async fn probe(io: &MemberIo) -> Result<Probe, BdevError> {
+/// Reads what is on a device.
+pub(super) async fn probe(io: &MemberIo) -> Result<Probe, BdevError> {
     let (bytes, block) = (io.bytes(), u64::from(io.block()));
     if !block.is_power_of_two() || !(512..=4096).contains(&block) {
         return Err(BdevError::Invalid(format!(

@@ -19,10 +19,7 @@ use crate::registry::{BdevError, Registry};
 pub(super) async fn fresh(o: &Options, members: &[&MemberIo]) -> Result<Superblock, BdevError> {
     let head = describe(o, members)?;
     for io in members {
-        // All of the superblocks' space, and the end, so that nothing of what `force` destroys is found by its number again.
-        io.zero(0, 2 * SUPERBLOCK_SPACING).await?;
-        let tail = (TAIL_BYTES as u64).min(io.bytes());
-        io.zero(io.bytes() - tail, tail).await?;
+        zero_ends(io).await?;
     }
     flush(members).await?;
     for io in members {
@@ -41,6 +38,19 @@ pub(super) async fn fresh(o: &Options, members: &[&MemberIo]) -> Result<Superblo
         }
     }
     Ok(head)
+}
+
+/// All of the superblocks' space, and the end, so that nothing of what `force` destroys is found by its number again.
+async fn zero_ends(io: &MemberIo) -> Result<(), BdevError> {
+    io.zero(0, (2 * SUPERBLOCK_SPACING).min(io.bytes())).await?;
+    let tail = (TAIL_BYTES as u64).min(io.bytes());
+    io.zero(io.bytes() - tail, tail).await
+}
+
+/// Makes that what is on a device is not known any more, durably.
+pub(in crate::ec) async fn wipe(io: &MemberIo) -> Result<(), BdevError> {
+    zero_ends(io).await?;
+    io.flush().await
 }
 
 fn describe(o: &Options, members: &[&MemberIo]) -> Result<Superblock, BdevError> {
