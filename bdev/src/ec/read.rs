@@ -56,6 +56,8 @@ struct State {
     bad: u64,
     /// Of them, those that stay as they are on their members, which may well have them.
     kept: u64,
+    /// Of those, the ones that the present piece cannot do without.
+    needed: u64,
     /// Strips that could not be read in the present piece.
     exclude: u64,
     /// Rows of the present piece.
@@ -83,6 +85,7 @@ impl Read {
                 end: 0,
                 bad: 0,
                 kept: 0,
+                needed: 0,
                 exclude: 0,
                 cur: Span::default(),
                 fine: 0,
@@ -263,6 +266,7 @@ impl Read {
         s.cur = Span { lo, hi: rows.hi.min(lo + most) };
         // A single block of a strip may be readable though the strip as a whole is not.
         s.exclude = if lo < s.fine { 0 } else { s.bad };
+        s.needed = 0;
         self.sources(engine, s);
     }
 
@@ -284,8 +288,9 @@ impl Read {
                 s.read |= 1 << i;
             }
             if (s.read.count_ones() as usize) < l.k {
-                if s.exclude & s.kept != 0 {
-                    // Not without them.
+                if s.exclude & s.kept & !s.needed != 0 {
+                    // Not without them. Once: what fails then has failed.
+                    s.needed |= s.kept;
                     s.exclude &= !s.kept;
                     return self.sources(engine, s);
                 }

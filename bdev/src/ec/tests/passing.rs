@@ -111,3 +111,31 @@ fn a_read_that_its_host_aborts_ends_as_aborted() {
         s.stop().await;
     });
 }
+
+#[test]
+fn a_read_that_nothing_can_do_any_more_ends() {
+    sim(5, |r| async move {
+        let (s, judges) = array(2, 1, 6, Kind::default());
+        s.create(&r).await;
+        s.start(&r, &[]).await.unwrap();
+        let mut m = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            assert!(m.write(&r, &ch, 512, 0, 96, 1).await.is_ok());
+            s.break_member(2, Op::Write, u32::MAX);
+            assert!(m.write(&r, &ch, 512, 0, 96, 2).await.is_ok());
+            // First out of reach, then unreadable, and no parity is left.
+            let tries = AtomicU32::new(0);
+            judges.set(move |slot, io| match slot {
+                0 if io.op() == Op::Read && tries.fetch_add(1, Relaxed) == 0 => Act::Fail(Status::ABORT_REQUESTED),
+                0 if io.op() == Op::Read => Act::Fail(Status::UNRECOVERED_READ_ERROR),
+                _ => Act::Pass,
+            });
+            let stripe = (0..6).find(|&stripe| s.layout.index_at(stripe, 0) < 2).unwrap();
+            let lba = stripe * 16 + s.layout.index_at(stripe, 0) as u64 * 8;
+            assert_eq!(ch.read(lba, 2, filled(&r, 1024, 0)).await.0, Status::UNRECOVERED_READ_ERROR);
+            judges.pass_all();
+        }
+        s.stop().await;
+    });
+}
