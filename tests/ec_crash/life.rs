@@ -3,8 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use longshore_reactor::sim::Random;
@@ -13,6 +12,13 @@ use serde_json::{Value, json};
 use super::members::Members;
 use super::served::{Daemon, Place, text};
 use super::{K, M, N, PATIENCE, ROUNDS, Tally};
+
+#[path = "heal.rs"]
+mod heal;
+#[path = "judge.rs"]
+mod judge;
+#[path = "mishaps.rs"]
+mod mishaps;
 
 /// What the array is called.
 const NAME: &str = "E";
@@ -28,10 +34,12 @@ const START: u64 = 60_000;
 enum Loss {
     /// It must be in sync.
     None,
-    /// It may be in sync.
+    /// It may be in sync, or not.
     Open,
-    /// It must not be, until it is rebuilt.
-    Sure,
+    /// It is not, but may be brought up to date at any time.
+    Stale,
+    /// There is none until a device is given to the slot.
+    Gone,
 }
 
 /// A kind of writes, with a part of the array and a journal of its own.
@@ -131,11 +139,22 @@ impl<'a> Life<'a> {
             let mut took = || std::mem::replace(&mut last, Instant::now()).elapsed().as_millis();
             let daemon = self.start(number != first);
             let start = took();
-            self.scrub(number);
+            self.scrub(number.is_multiple_of(3));
+            // What is missing is decoded before it is rebuilt, or is there again.
+            let heal_first = self.random(4).chance(500);
+            if heal_first {
+                self.heal();
+            }
             self.check(number.is_multiple_of(5));
+            if !heal_first {
+                self.heal();
+            }
             let check = took();
             self.crash(daemon);
-            self.note(&format!("{start} ms to the start, {check} of checks, {} of load and crash", took()));
+            self.note(&format!(
+                "{start} ms to the start, {check} of checks and rebuilds, {} of load and crash",
+                took()
+            ));
         }
         self.story.push("end:".into());
         if std::env::var("EC_CRASH_STORY").is_ok() {
@@ -158,107 +177,26 @@ impl<'a> Life<'a> {
         self.losses.iter().filter(|l| **l != Loss::None).count()
     }
 
-    // ------------------------------------------------------------ while no daemon runs
-
-    /// What befalls the members between a crash and the next start.
-    fn befall(&mut self) {
-        let mut r = self.random(1);
-        self.plain = true;
-        let slot = r.below(N as u64) as usize;
-        // Two different ones, if two.
-        let other = (slot + 1 + r.below(N as u64 - 1) as usize) % N;
-        let slots = if r.chance(500) { vec![slot, other] } else { vec![slot] };
-        for slot in slots {
-            if self.losses[slot] == Loss::None {
-                self.harm(slot, &mut r);
-            } else {
-                self.returns(slot, &mut r);
-            }
-        }
-        // Later than what was put back, so that this is of an earlier round.
-        let slot = r.below(N as u64) as usize;
-        if self.members.path(slot).exists() {
-            self.members.remember(slot);
-        }
+    /// The calls that make the device of a member.
+    fn device(&self, slot: usize, seed: u64) -> Vec<Value> {
+        let (below, above) = (format!("F{slot}"), format!("V{slot}"));
+        let file = json!({"method": "bdev_uring_create", "params": {
+            "name": below, "filename": self.members.path(slot), "block_size": self.blocks[slot]}});
+        let layer = json!({"method": "bdev_volatile_create", "params": {
+            "name": above, "base_bdev_name": below, "seed": seed}});
+        // The layer first: the array must not be found on the device below.
+        if self.volatile { vec![layer, file] } else { vec![file] }
     }
 
-    fn harm(&mut self, slot: usize, r: &mut Random) {
-        let event = r.below(16);
-        if self.lost() == M || self.spoiled {
-            return;
-        }
-        self.plain = false;
-        let (loss, what) = match event {
-            0 | 1 => {
-                self.members.take_away(slot);
-                self.tally.deleted += 1;
-                (Loss::Sure, "is taken away")
-            }
-            2 | 3 => {
-                self.members.blank(slot);
-                self.tally.deleted += 1;
-                (Loss::Sure, "is empty")
-            }
-            4..=6 if self.members.copied[slot] => {
-                self.members.put_back(slot);
-                self.tally.stale += 1;
-                (Loss::Sure, "is as it was before")
-            }
-            7 if self.members.spoil_superblocks(slot, false, r) => (Loss::Open, "has its newest superblock spoiled"),
-            8 if self.members.spoil_superblocks(slot, true, r) => (Loss::Sure, "has no superblock any more"),
-            9 | 10 if self.members.spoil_page(slot, r) => (Loss::None, "has a page spoiled"),
-            // A scrub finds one wrong strip of a stripe if it has all the others.
-            11..=13 if self.lost() == 0 && self.members.spoil_strips(slot, r) => {
-                self.spoiled = true;
-                (Loss::None, "has strips spoiled")
-            }
-            _ => {
-                self.plain = true;
-                return;
-            }
-        };
-        self.tally.spoiled += u64::from((7..=13).contains(&event));
-        self.losses[slot] = loss;
-        self.note(&format!("{slot} {what}"));
-    }
-
-    /// A member that is lost comes back.
-    fn returns(&mut self, slot: usize, r: &mut Random) {
-        let event = r.below(4);
-        let there = self.members.path(slot).exists();
-        let what = match event {
-            0 if !there => {
-                self.members.bring_back(slot);
-                self.tally.stale += 1;
-                "comes back as it was"
-            }
-            1 if self.members.copied[slot] => {
-                self.members.put_back(slot);
-                self.tally.stale += 1;
-                "comes back as it was before"
-            }
-            2 => {
-                self.members.blank(slot);
-                self.tally.deleted += 1;
-                "comes back empty"
-            }
-            _ => return,
-        };
-        self.losses[slot] = Loss::Sure;
-        self.note(&format!("{slot} {what}"));
+    fn layer(&self) -> &'static str {
+        if self.volatile { "V" } else { "F" }
     }
 
     fn configure(&self, make: bool, r: &mut Random) {
-        let (layer, mut config) = (if self.volatile { "V" } else { "F" }, Vec::new());
+        let (layer, mut config) = (self.layer(), Vec::new());
         config.push(json!({"method": "bdev_ec_set_options", "params": {"assemble_timeout_sec": 1}}));
         for slot in (0..N).filter(|&slot| self.members.path(slot).exists()) {
-            // First: the array must not be found on the devices below.
-            if self.volatile {
-                config.push(json!({"method": "bdev_volatile_create", "params": {
-                    "name": format!("V{slot}"), "base_bdev_name": format!("F{slot}"), "seed": r.bits() >> 16}}));
-            }
-            config.push(json!({"method": "bdev_uring_create", "params": {
-                "name": format!("F{slot}"), "filename": self.members.path(slot), "block_size": self.blocks[slot]}}));
+            config.extend(self.device(slot, r.bits() >> 16));
         }
         if make {
             let bases: Vec<String> = (0..N).map(|slot| format!("{layer}{slot}")).collect();
@@ -304,14 +242,22 @@ impl<'a> Life<'a> {
         if let Err(said) = daemon.ready() {
             panic!("the array does not start: {said}");
         }
-        if self.plain && made {
-            self.tally.starts.push(began.elapsed());
-        }
+        let took = began.elapsed();
+        self.note(&format!("ready after {} ms", took.as_millis()));
+        let before = self.losses;
         self.compare_states();
+        if self.plain && made && before == self.losses {
+            self.tally.starts.push(took);
+        }
         daemon
     }
 
     fn call(&self, method: &str, params: Value) -> Value {
+        self.ask(method, params).unwrap_or_else(|e| panic!("{method}: {e}"))
+    }
+
+    /// The result of a call, or its error.
+    fn ask(&self, method: &str, params: Value) -> Result<Value, Value> {
         let mut s = UnixStream::connect(self.place.dir.join("rpc.sock")).expect("the daemon's socket");
         s.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
@@ -322,87 +268,27 @@ impl<'a> Life<'a> {
             assert!(n > 0, "{method}: the daemon hung up");
             answer.extend_from_slice(&buf[..n]);
             if let Ok(v) = serde_json::from_slice::<Value>(&answer) {
-                assert!(v.get("error").is_none(), "{method}: {v}");
-                return v["result"].clone();
+                return v.get("error").map_or_else(|| Ok(v["result"].clone()), |e| Err(e.clone()));
             }
         }
     }
 
     /// The array takes the members that it must take, and no other.
     fn compare_states(&mut self) {
-        let array = self.call("bdev_ec_get_bdevs", json!({"name": NAME}))[0].clone();
-        for slot in 0..N {
-            let state = &array["base_bdevs"][slot]["state"];
+        for (slot, state) in self.states().into_iter().enumerate() {
             match (self.losses[slot], state == "normal") {
-                (Loss::Open, true) => self.losses[slot] = Loss::None,
-                (Loss::Open, false) => self.losses[slot] = Loss::Sure,
                 (Loss::None, false) => panic!("the member in slot {slot} is {state}, and nothing has befallen it"),
-                (Loss::Sure, true) => panic!("the member in slot {slot} counts as in sync, which it cannot be"),
-                (Loss::None, true) | (Loss::Sure, false) => {}
+                (Loss::Gone, true) => panic!("the member in slot {slot} counts as in sync, which it cannot be"),
+                (Loss::Open | Loss::Stale, true) => self.losses[slot] = Loss::None,
+                (Loss::Open, false) => self.losses[slot] = Loss::Stale,
+                (Loss::None, true) | (Loss::Stale | Loss::Gone, false) => {}
             }
         }
     }
 
-    // ------------------------------------------------------------ what must be so
-
-    /// Strips that were spoiled are found and mended; where none were, all agree.
-    fn scrub(&mut self, number: u64) {
-        if !self.spoiled && !number.is_multiple_of(3) {
-            return;
-        }
-        self.call("bdev_ec_start_scrub", json!({"ec_name": NAME, "max_stripes_per_sec": 0}));
-        let began = Instant::now();
-        let found = loop {
-            let found = self.call("bdev_ec_get_scrub_progress", json!({"ec_name": NAME}));
-            if found["state"] == "finished" {
-                break found;
-            }
-            assert!(began.elapsed() < PATIENCE && found["state"] == "running", "a scrub does not end: {found}");
-            std::thread::sleep(Duration::from_millis(2));
-        };
-        let n = |key: &str| found[key].as_u64().expect("a count");
-        assert_eq!((n("ambiguous"), n("unreadable")), (0, 0), "{found}");
-        assert!(self.spoiled || n("mismatches") == 0, "strips do not agree after recovery: {found}");
-        self.tally.repaired += n("repaired");
-        self.spoiled = false;
-    }
-
-    fn journal(&self, kind: &Kind) -> PathBuf {
-        self.place.dir.join(format!("journal-{}", kind.name))
-    }
-
-    fn perf(&self, kind: &Kind, options: &str) -> Output {
-        self.place
-            .perf("", &format!("-q 32 --json {options} --verify-check"))
-            .arg(self.journal(kind))
-            .output()
-            .expect("perf")
-    }
-
-    /// Each block is what some flushed or later write made it. What it is now it stays.
-    fn check(&mut self, count_lost: bool) {
-        let (mut acknowledged, mut open, mut lost) = (0, 0, 0);
-        for kind in self.kinds.iter().filter(|k| self.journal(k).exists()) {
-            if count_lost {
-                let found = self.perf(kind, "");
-                lost += u64::from(text(&found).contains("a write is lost"));
-            }
-            let out = self.perf(kind, "--verify-power-loss --verify-settle");
-            assert!(out.status.success(), "{} writes:\n{}", kind.name, text(&out));
-            let v: Value = serde_json::from_slice(&out.stdout).expect("JSON");
-            let n = |key: &str| v[key].as_u64().expect("a count");
-            (acknowledged, open) = (acknowledged + n("acknowledged"), open + n("unacknowledged"));
-        }
-        self.tally.lost += lost;
-        self.tally.seen = (acknowledged, open);
-    }
-
-    /// `longshore check` of whatever is there.
-    fn offline(&self) -> (Option<i32>, String) {
-        let paths = (0..N).map(|slot| self.members.path(slot)).filter(|p| p.exists());
-        let mut c = Command::new(env!("CARGO_BIN_EXE_longshore"));
-        let out = c.arg("check").args(paths).output().expect("the check runs");
-        (out.status.code(), text(&out))
+    fn states(&self) -> [String; N] {
+        let array = self.call("bdev_ec_get_bdevs", json!({"name": NAME}));
+        std::array::from_fn(|slot| array[0]["base_bdevs"][slot]["state"].as_str().expect("a state").to_owned())
     }
 
     // ------------------------------------------------------------ load and crash
@@ -438,13 +324,14 @@ impl<'a> Life<'a> {
         if r.chance(300) && self.losses[slot] == Loss::None && self.lost() < M {
             let part = left.mul_f64(0.5);
             std::thread::sleep(part);
-            let (method, layer) =
-                if self.volatile { ("bdev_volatile_delete", "V") } else { ("bdev_uring_delete", "F") };
-            self.call(method, json!({"name": format!("{layer}{slot}")}));
-            self.losses[slot] = Loss::Open;
-            self.tally.removed += 1;
-            self.note(&format!("{slot} is removed under load"));
+            self.remove(slot);
             left -= part;
+            if r.chance(500) {
+                let part = left.mul_f64(0.2);
+                std::thread::sleep(part);
+                self.plug_in(slot);
+                left -= part;
+            }
         }
         std::thread::sleep(left);
         let ended = loads.iter_mut().any(|l| l.try_wait().expect("wait").is_some());
@@ -455,29 +342,6 @@ impl<'a> Life<'a> {
             assert!(said.starts_with("3 "), "the load has to find its target gone, and nothing wrong before:\n{said}");
         }
         self.tally.kills += 1;
-    }
-
-    /// The check without a daemon agrees with the array, before recovery and after an orderly end.
-    fn end(mut self) {
-        self.members.settle();
-        let (code, said) = self.offline();
-        assert!(matches!(code, Some(0 | 1)), "before recovery: status {code:?}\n{said}");
-        self.plain = false;
-        self.number += 1;
-        self.configure(false, &mut self.random(2));
-        let mut daemon = self.launch();
-        if let Err(said) = daemon.ready() {
-            panic!("the array does not start: {said}");
-        }
-        self.compare_states();
-        self.scrub(0);
-        self.check(false);
-        assert!(daemon.stop().success(), "the daemon does not end well");
-        let (code, said) = self.offline();
-        let whole = self.lost() == 0;
-        assert_eq!(code, Some(i32::from(!whole)), "after the end: {said}");
-        self.tally.acknowledged += self.tally.seen.0;
-        self.tally.open += self.tally.seen.1;
     }
 }
 
