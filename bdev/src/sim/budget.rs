@@ -77,6 +77,11 @@ impl Budget {
         self.rotten.clear();
     }
 
+    /// Member `m` lacks nothing any more.
+    pub fn is_whole_again(&mut self, m: usize) {
+        self.lost.remove(&m);
+    }
+
     /// Lost members stay so for which `still` is true.
     pub fn keep(&mut self, still: impl Fn(usize) -> bool) {
         self.lost.retain(|&m| still(m));

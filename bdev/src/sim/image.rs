@@ -70,6 +70,11 @@ impl Image {
         Image { block_size, volatile, blocks: vec![b; blocks], unsettled: BTreeSet::new(), writes: 0, completions: 0 }
     }
 
+    /// Another member of the same kind, with zeroes. Writes on their way to this one do not reach it.
+    pub fn blank(&self) -> Image {
+        Image { writes: self.writes, ..Image::new(self.block_size, self.blocks.len(), self.volatile) }
+    }
+
     /// Bytes of a block.
     pub fn block_size(&self) -> usize {
         self.block_size

@@ -29,7 +29,7 @@ pub use member::SimMember;
 pub use oracle::{Oracle, Stamp, Ticket, fill, stamp_of};
 pub use report::{Report, run_seeds};
 pub use run::{DEVICE, Outcome, Place, Stack, Tally, member_name, run_script, run_seed};
-pub use script::{Life, Script, Shape, Step};
+pub use script::{Comes, Life, Script, Shape, Step};
 pub use shrink::shrink;
 pub use world::{Health, Windows, World};
 

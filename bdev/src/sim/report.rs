@@ -24,6 +24,10 @@ pub struct Report {
     pub crashes: u64,
     /// Of these, before the device had started.
     pub start_crashes: u64,
+    /// Members that were given back to a running device, and those that were rebuilt in the same life.
+    pub joined: u64,
+    /// See `joined`.
+    pub rebuilt: u64,
     /// Crashes in each named window.
     pub windows: BTreeMap<&'static str, u64>,
     /// Seeds that found something wrong.
@@ -43,6 +47,8 @@ impl Report {
             lives: t.lives as u64,
             crashes: t.crashes as u64,
             start_crashes: t.start_crashes as u64,
+            joined: t.joined as u64,
+            rebuilt: t.rebuilt as u64,
             windows: t.windows.iter().fold(BTreeMap::new(), |mut w, name| {
                 *w.entry(*name).or_default() += 1;
                 w
@@ -66,6 +72,8 @@ impl Report {
         self.lives += other.lives;
         self.crashes += other.crashes;
         self.start_crashes += other.start_crashes;
+        self.joined += other.joined;
+        self.rebuilt += other.rebuilt;
         other.windows.into_iter().for_each(|(name, n)| *self.windows.entry(name).or_default() += n);
         self.failures += other.failures;
         self.wrong.extend(other.wrong);
@@ -86,6 +94,9 @@ impl fmt::Display for Report {
             "{} seeds, {} requests (at least {} each), {} lives, {} crashes, {} of them before the device had started",
             self.seeds, self.requests, self.fewest, self.lives, self.crashes, self.start_crashes
         )?;
+        if self.joined > 0 {
+            writeln!(f, "{:>10} members given back, {} of them rebuilt in the same life", self.joined, self.rebuilt)?;
+        }
         for (name, n) in &self.windows {
             writeln!(f, "{n:>10} crashes: {name}")?;
         }

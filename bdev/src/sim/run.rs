@@ -19,7 +19,7 @@ use super::budget::Budget;
 use super::image::Image;
 use super::member::{SimMember, unhang};
 use super::oracle::Oracle;
-use super::script::{Life, Script, Shape};
+use super::script::{Comes, Life, Script, Shape};
 use super::worker::Tasks;
 use super::world::{Health, Windows, World};
 use crate::channel::Channel;
@@ -102,6 +102,22 @@ pub trait Stack: 'static {
         0..0
     }
 
+    /// Takes member `m` out of the running device, lets it come back by [`World::bring`], and gives it to the device. False: the device does
+    /// not take it. When this ends it is being rebuilt.
+    ///
+    /// # Errors
+    /// What went wrong that must not.
+    fn give_back(&self, place: &Place, m: usize, comes: Comes) -> impl Future<Output = Result<bool, String>> {
+        let _ = (place, m, comes);
+        async { Ok(false) }
+    }
+
+    /// True if the running device counts member `m` as one that lacks nothing.
+    fn is_whole(&self, place: &Place, m: usize) -> bool {
+        let _ = (place, m);
+        false
+    }
+
     /// Lets the device find what is wrong and mend it. False: it did not put everything right.
     ///
     /// # Errors
@@ -123,6 +139,10 @@ pub struct Tally {
     pub crashes: usize,
     /// Times that power failed before the device had started.
     pub start_crashes: usize,
+    /// Members that were given back to the running device.
+    pub joined: usize,
+    /// Members of these that were rebuilt in the same life.
+    pub rebuilt: usize,
     /// What was going on when power failed, each name once for each crash.
     pub windows: Vec<&'static str>,
 }
@@ -226,6 +246,7 @@ impl<S: Stack> Runner<S> {
         for i in 0..members {
             self.world.set_health(i, Health { gone: absent.contains(&i), ..Health::default() });
         }
+        self.world.remember();
         self.world.power_on();
         self.world.crash_in(life.crash_in);
         let present: Vec<usize> = (0..members).filter(|i| !absent.contains(i)).collect();
@@ -328,8 +349,10 @@ impl<S: Stack> Runner<S> {
             }
             let tasks = Tasks::start(self, place, &channel, life);
             let done = tasks.end().await;
-            tally.requests += done.0;
-            done.1?;
+            tally.requests += done.requests;
+            tally.joined += done.joined;
+            tally.rebuilt += done.rebuilt;
+            done.wrong?;
             if self.budget.borrow().is_exceeded() { Ok(()) } else { self.look(&channel, false).await }
         };
         let ended = within(&place.reactor, all).await;

@@ -2,7 +2,7 @@
 
 use super::author::Author;
 use super::budget::Budget;
-use super::script::{Life, Step};
+use super::script::{Comes, Life, Step};
 
 impl Author {
     /// Puts mischief among the steps of a life.
@@ -13,6 +13,9 @@ impl Author {
             return;
         }
         let any = |me: &mut Author| whole[me.random.below(whole.len() as u64) as usize];
+        if self.shape.rebuilds {
+            self.returns(life, budget, &whole);
+        }
         if self.random.chance(70) {
             let scene = self.written_anew();
             self.insert(life, scene);
@@ -63,6 +66,42 @@ impl Author {
                 life.steps.insert(place, Step::Exceed(((first + i) % members) as usize));
             }
         }
+    }
+
+    /// Members that are lost come back to be rebuilt, or one that is whole is replaced; perhaps power fails meanwhile, or another is lost as
+    /// soon as that may be.
+    fn returns(&mut self, life: &mut Life, budget: &Budget, whole: &[usize]) {
+        let lost: Vec<usize> = budget.lost().iter().copied().collect();
+        let m = if !lost.is_empty() && self.random.chance(450) {
+            lost[self.random.below(lost.len() as u64) as usize]
+        } else if budget.left() > 0 && self.random.chance(60) {
+            whole[self.random.below(whole.len() as u64) as usize]
+        } else {
+            return;
+        };
+        let comes = match self.random.below(20) {
+            0..11 => Comes::AsItWas,
+            11..14 => Comes::Older,
+            _ => Comes::Blank,
+        };
+        let mut scene = Vec::new();
+        if self.random.chance(300) {
+            scene.push(Step::Lose(m));
+        }
+        scene.push(Step::Return(m, comes));
+        match self.random.below(6) {
+            0 => scene.push(Step::Cut(1 + self.random.below(40 * self.shape.members as u64))),
+            1 => scene.push(Step::Cut(1 + self.random.below(200 * self.shape.members as u64))),
+            2 => scene.push(Step::CutAfter(self.random.below(30_000))),
+            3 | 4 => {
+                let other = whole[self.random.below(whole.len() as u64) as usize];
+                scene.extend([Step::Rebuilt, Step::Lose(other)]);
+            }
+            _ => {}
+        }
+        life.depth = life.depth.max(2);
+        let place = self.random.below(life.steps.len() as u64 / 2 + 1) as usize;
+        life.steps.splice(place..place, scene);
     }
 
     fn somewhere(&mut self, life: &Life) -> usize {

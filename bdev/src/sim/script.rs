@@ -2,6 +2,17 @@
 
 use std::fmt;
 
+/// What a member has that returns to a running device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comes {
+    /// What it had when it was lost.
+    AsItWas,
+    /// What it had at the start of some life before.
+    Older,
+    /// Zeroes: another device in its place.
+    Blank,
+}
+
 /// Something that is done in a life. Places are in blocks of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -25,6 +36,11 @@ pub enum Step {
     Slow(usize, bool),
     /// So many of a thousand requests to a member hang, unless too many members are damaged. Not a request.
     Hang(usize, u32),
+    /// A member that is damaged, or as of now counts as that, is taken out of the running device and comes back, to be rebuilt; then it is
+    /// whole. Not a request.
+    Return(usize, Comes),
+    /// No member that returned is being rebuilt any more, or it takes too long. Not a request.
+    Rebuilt,
     /// While nothing else is under way, some blocks of as many members as can be told become wrong, and the device looks for what is
     /// wrong and mends it. The number decides which. Not a request.
     Scrub(u64),
@@ -117,6 +133,8 @@ pub struct Shape {
     /// More than [`tolerates`](Shape::tolerates) may be missing for a while: then requests end with NAMESPACE NOT READY, or it does not
     /// start, and when they are back nothing was lost.
     pub exceeds: bool,
+    /// Members may return to the running device.
+    pub rebuilds: bool,
     /// Members that have a volatile cache, a bit each.
     pub volatile: u64,
     /// Blocks of a member.

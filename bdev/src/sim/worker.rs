@@ -15,13 +15,27 @@ use super::budget::Budget;
 use super::image::Content;
 use super::oracle::{self, Oracle};
 use super::run::{Place, Runner, Stack};
-use super::script::{Life, Step};
+use super::script::{Comes, Life, Step};
 use super::world::Health;
 use crate::channel::Channel;
 use crate::io::IoFlags;
 
-/// What came of the steps of a life: requests made, the first thing that was wrong.
-type Done = (usize, Result<(), String>);
+/// How often somebody looks whether a member is rebuilt.
+const LOOK: Duration = Duration::from_millis(2);
+/// How often at most.
+const REBUILT_LOOKS: usize = 1000;
+
+/// What came of the steps of a life.
+#[derive(Clone)]
+pub(super) struct Done {
+    /// Requests made.
+    pub(super) requests: usize,
+    /// Members given back, and those of them that were rebuilt.
+    pub(super) joined: usize,
+    pub(super) rebuilt: usize,
+    /// The first thing that was wrong.
+    pub(super) wrong: Result<(), String>,
+}
 
 /// Those who make requests.
 pub(super) struct Tasks {
@@ -34,6 +48,8 @@ struct Shared {
     busy: usize,
     /// A step is under way that is alone.
     alone: bool,
+    /// Members that returned and are not whole yet.
+    rebuilding: Vec<usize>,
     done: Done,
     waiting: Vec<std::task::Waker>,
 }
@@ -51,7 +67,8 @@ struct Worker<S> {
 impl Tasks {
     pub(super) fn start<S: Stack>(r: &Runner<S>, place: &Place, channel: &Channel, life: &Life) -> Tasks {
         let steps = life.steps.iter().copied().collect();
-        let shared = Shared { steps, busy: 0, alone: false, done: (0, Ok(())), waiting: Vec::new() };
+        let done = Done { requests: 0, joined: 0, rebuilt: 0, wrong: Ok(()) };
+        let shared = Shared { steps, busy: 0, alone: false, rebuilding: Vec::new(), done, waiting: Vec::new() };
         let shared = Rc::new(RefCell::new(shared));
         let worker = || Worker {
             place: place.clone(),
@@ -78,14 +95,14 @@ impl<S: Stack> Worker<S> {
     async fn work(self) {
         while let Some(step) = self.take().await {
             if step.is_request() {
-                self.shared.borrow_mut().done.0 += 1;
+                self.shared.borrow_mut().done.requests += 1;
             }
             let outcome = self.step(step).await;
             let mut s = self.shared.borrow_mut();
             s.busy -= 1;
             s.alone &= !step.is_alone();
-            if let (Err(why), Ok(())) = (outcome, &s.done.1) {
-                s.done.1 = Err(format!("{step:?}: {why}"));
+            if let (Err(why), Ok(())) = (outcome, &s.done.wrong) {
+                s.done.wrong = Err(format!("{step:?}: {why}"));
                 s.steps.clear();
             }
             s.waiting.drain(..).for_each(|w| w.wake());
@@ -139,6 +156,16 @@ impl<S: Stack> Worker<S> {
             }
             Step::Read(lba, n) => self.read(lba, n).await,
             Step::Scrub(which) => self.scrub(which).await,
+            Step::Return(m, comes) => self.give_back(m, comes).await,
+            Step::Rebuilt => {
+                for _ in 0..REBUILT_LOOKS {
+                    if self.shared.borrow().rebuilding.is_empty() || !self.place.world.powered() {
+                        break;
+                    }
+                    self.place.reactor.sleep(LOOK).await;
+                }
+                Ok(())
+            }
             other => {
                 self.mischief(other);
                 Ok(())
@@ -180,6 +207,42 @@ impl<S: Stack> Worker<S> {
             }
             _ => {}
         }
+    }
+
+    /// A member returns, and is watched until it is whole.
+    async fn give_back(&self, m: usize, comes: Comes) -> Result<(), String> {
+        {
+            let mut b = self.budget.borrow_mut();
+            let mut s = self.shared.borrow_mut();
+            if b.is_exceeded() || s.rebuilding.contains(&m) || !b.lose(m) {
+                return Ok(());
+            }
+            s.rebuilding.push(m);
+        }
+        let joined = self.stack.give_back(&self.place, m, comes).await;
+        if !self.place.world.powered() || !joined.as_ref().is_ok_and(|j| *j) {
+            self.shared.borrow_mut().rebuilding.retain(|r| *r != m);
+            return if self.place.world.powered() { joined.map(drop) } else { Ok(()) };
+        }
+        self.shared.borrow_mut().done.joined += 1;
+        let (place, stack, budget, shared) =
+            (self.place.clone(), self.stack.clone(), self.budget.clone(), self.shared.clone());
+        let life = place.world.life();
+        drop(self.place.reactor.spawn(async move {
+            while place.world.powered() && place.world.life() == life {
+                if stack.is_whole(&place, m) {
+                    shared.borrow_mut().done.rebuilt += 1;
+                    shared.borrow_mut().rebuilding.retain(|r| *r != m);
+                    // Unless something has happened to it since.
+                    if place.world.health(m) == Health::default() && !place.world.image(m, |i| i.is_damaged()) {
+                        budget.borrow_mut().is_whole_again(m);
+                    }
+                    return;
+                }
+                place.reactor.sleep(LOOK).await;
+            }
+        }));
+        Ok(())
     }
 
     /// Lets some blocks become wrong, of as many members as can be told, and the device look for them.

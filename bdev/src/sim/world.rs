@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use longshore_reactor::sim::Random;
 
 use super::image::Image;
+use super::script::Comes;
 
 /// How a member behaves at present.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Health {
 
 pub(super) struct Member {
     pub(super) image: Image,
+    /// What it had once.
+    older: Option<Image>,
     pub(super) health: Health,
 }
 
@@ -66,7 +69,8 @@ pub struct World(Arc<Mutex<State>>);
 impl World {
     /// Members with these images. `windows` names what is going on whenever power fails.
     pub fn new(seed: u64, images: Vec<Image>, windows: Windows) -> World {
-        let members = images.into_iter().map(|image| Member { image, health: Health::default() }).collect();
+        let members =
+            images.into_iter().map(|image| Member { image, older: None, health: Health::default() }).collect();
         let mut random = Random::new(seed);
         World(Arc::new(Mutex::new(State {
             aborts: random.below(2) == 0,
@@ -145,6 +149,27 @@ impl World {
     /// The image of member `i`, to look at or to change while nothing is in flight.
     pub fn image<R>(&self, i: usize, f: impl FnOnce(&mut Image) -> R) -> R {
         f(&mut self.state().members[i].image)
+    }
+
+    /// Remembers what a few members have now. Power is off.
+    pub fn remember(&self) {
+        let mut s = self.state();
+        let State { members, random, .. } = &mut *s;
+        for m in members.iter_mut().filter(|_| random.chance(100)) {
+            m.older = Some(m.image.clone());
+        }
+    }
+
+    /// Member `i`, which nobody uses, is in order again, and has what `comes` says.
+    pub fn bring(&self, i: usize, comes: Comes) {
+        let mut s = self.state();
+        let m = &mut s.members[i];
+        m.health = Health::default();
+        match (comes, &m.older) {
+            (Comes::AsItWas, _) | (Comes::Older, None) => {}
+            (Comes::Older, Some(older)) => m.image = older.clone(),
+            (Comes::Blank, _) => m.image = m.image.blank(),
+        }
     }
 
     /// Chance of the same seed.

@@ -17,9 +17,10 @@ use crate::ec::format::{
     Features, MATRIX_CAUCHY, MemberEntry, MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock,
 };
 use crate::ec::layout::{Layout, LayoutOptions, PAGE_BYTES, SUPERBLOCK_BYTES};
-use crate::ec::{Ec, ScrubOptions, ScrubState, Tuning, start};
+use crate::ec::{Ec, Newcomer, ScrubOptions, ScrubState, Tuning, start};
 use crate::io::IoFlags;
-use crate::sim::{DEVICE, Image, Place, Shape, Stack, Windows, World, member_name};
+use crate::registry::BdevError;
+use crate::sim::{Comes, DEVICE, Image, Place, Shape, SimMember, Stack, Windows, World, member_name};
 
 /// Data and parity strips.
 const GEOMETRIES: [(usize, usize); 9] = [(1, 1), (2, 1), (4, 2), (3, 2), (2, 2), (1, 2), (4, 1), (5, 3), (4, 4)];
@@ -143,6 +144,21 @@ impl Array {
         Some(Candidate { name, superblock, bytes: self.layout.member_bytes(), block })
     }
 
+    /// Takes a member out of the running array: on purpose, or as if its device had been removed.
+    async fn leave(&self, place: &Place, ec: &Ec, m: usize) -> Result<(), BdevError> {
+        let used = || matches!(ec.member_state(m), MemberState::InSync | MemberState::Rebuilding);
+        if used() && place.world.below(2) == 0 {
+            ec.retire(m).await?;
+        }
+        if used() {
+            ec.member_gone(m, "it was taken away");
+            while used() {
+                place.reactor.yield_now().await;
+            }
+        }
+        ec.vacated(m).await
+    }
+
     async fn candidates(&self, place: &Place, members: &[Option<BdevDesc>]) -> Vec<Candidate> {
         let mut found = Vec::new();
         for (slot, desc) in members.iter().enumerate() {
@@ -170,6 +186,7 @@ impl Stack for Array {
             tolerates: l.m.min(l.n() - self.head().quorum()),
             redundancy: l.m,
             exceeds: true,
+            rebuilds: true,
             volatile: self.members.iter().rev().fold(0, |mask, m| mask << 1 | u64::from(m.1)),
             member_blocks: (l.member_bytes() / 512) as usize,
             unmap_unit: l.stripe_blocks(),
@@ -224,8 +241,11 @@ impl Stack for Array {
                 members[slot] = None;
             }
         }
-        let tuning =
-            Tuning { nonce: Some(place.world.below(u64::MAX - 1) + 1), write_timeout: TIMEOUT, ..Tuning::default() };
+        let tuning = Tuning {
+            nonce: Some(place.world.below(u64::MAX - 1) + 1),
+            write_timeout: TIMEOUT,
+            rebuild_checkpoint: Duration::from_micros(100 + place.world.below(2000)),
+        };
         start(&place.registry, DEVICE, assembly.head, members, tuning).await.map(drop).map_err(|e| e.to_string())
     }
 
@@ -261,6 +281,31 @@ impl Stack for Array {
             }
             other => Err(format!("they make no array: {other:?}")),
         }
+    }
+
+    async fn give_back(&self, place: &Place, m: usize, comes: Comes) -> Result<bool, String> {
+        let Some(node) = place.registry.find(DEVICE) else { return Ok(false) };
+        let ec = node.device().as_any().downcast_ref::<Ec>().ok_or("it is no array")?;
+        if self.leave(place, ec, m).await.is_err() {
+            return Ok(false);
+        }
+        let name = member_name(m);
+        if place.registry.find(&name).is_some() {
+            place.registry.unregister(&name).await.map_err(|e| e.to_string())?;
+        }
+        place.world.bring(m, comes);
+        place.registry.register(&name, None, SimMember::new(&place.world, m)).map_err(|e| e.to_string())?;
+        let desc = place.registry.open(&name, true, Box::new(|_| {})).map_err(|e| e.to_string())?;
+        let ours = |sb: &Superblock| sb.array == self.head().array && sb.slot == m;
+        let found = self.superblock(place, m, &desc).await.filter(ours);
+        let new = || Uuid::from_u128(1 << 64 | u128::from(place.world.below(u64::MAX)));
+        let uuid = found.as_ref().map_or_else(new, |sb| sb.member().uuid);
+        Ok(ec.join(m, Newcomer { desc, uuid, found }).await.is_ok())
+    }
+
+    fn is_whole(&self, place: &Place, m: usize) -> bool {
+        let Some(node) = place.registry.find(DEVICE) else { return false };
+        node.device().as_any().downcast_ref::<Ec>().is_some_and(|ec| ec.member_state(m) == MemberState::InSync)
     }
 
     fn may_rot(&self, member: usize) -> Range<usize> {

@@ -45,9 +45,9 @@ fn nothing_is_lost_whatever_crashes_and_whoever_is_missing() {
 fn passes(report: &Report) {
     assert_eq!(report.failures, 0, "{report}");
     assert!(report.fewest >= REQUESTS as u64, "{report}");
-    let windows: Vec<_> =
-        Window::ALL.into_iter().filter(|w| !matches!(w, Window::RebuildStep | Window::Join)).map(name).collect();
+    let windows = Window::ALL.map(name);
     assert_eq!(report.missed(&windows), Vec::<&str>::new(), "{report}");
+    assert!(report.joined * 4 > report.seeds && report.rebuilt * 10 > report.seeds, "{report}");
 }
 
 /// Seeds within which a fault must be found.
@@ -107,4 +107,9 @@ fn a_journal_on_too_few_members_is_caught() {
 #[test]
 fn a_fua_that_is_dropped_is_caught() {
     caught(Mutant::FuaDropped);
+}
+
+#[test]
+fn progress_of_a_rebuild_that_is_stored_early_is_caught() {
+    caught(Mutant::RebuildProgressEarly);
 }
