@@ -53,11 +53,15 @@ impl Missed {
     }
 }
 
-/// Reads of one core that went straight to a member. One core writes, anyone reads.
+/// Reads of one core that its channel served: straight from a member, or of a stripe that holds nothing. One core writes, anyone
+/// reads.
 #[derive(Default)]
 pub(super) struct Direct {
     pub(super) reads: AtomicU64,
     bytes: AtomicU64,
+    /// Those of them that asked no member.
+    empty: AtomicU64,
+    empty_bytes: AtomicU64,
 }
 
 impl Direct {
@@ -65,6 +69,12 @@ impl Direct {
     fn count(&self, bytes: u64) {
         self.reads.store(self.reads.load(Relaxed) + 1, Relaxed);
         self.bytes.store(self.bytes.load(Relaxed) + bytes, Relaxed);
+    }
+
+    fn count_empty(&self, bytes: u64) {
+        self.count(bytes);
+        self.empty.store(self.empty.load(Relaxed) + 1, Relaxed);
+        self.empty_bytes.store(self.empty_bytes.load(Relaxed) + bytes, Relaxed);
     }
 }
 
@@ -91,8 +101,9 @@ impl Ec {
             let (reads, bytes) = (d.reads.load(Relaxed), d.bytes.load(Relaxed));
             s.host_reads += reads;
             s.host_read_bytes += bytes;
-            s.member_reads += reads;
-            s.member_read_bytes += bytes;
+            // The core may be counting: what it counts last may be ahead of what was looked at first.
+            s.member_reads += reads.saturating_sub(d.empty.load(Relaxed));
+            s.member_read_bytes += bytes.saturating_sub(d.empty_bytes.load(Relaxed));
         }
         s
     }
@@ -221,7 +232,7 @@ impl EcChannel {
             return Err(io);
         }
         if !self.shared.is_mapped(place.stripe) {
-            self.direct.count(bytes);
+            self.direct.count_empty(bytes);
             io.segments_mut().for_each(|s| s.fill(0));
             io.complete_later(Status::SUCCESS);
             return Ok(());

@@ -37,11 +37,7 @@ impl Engine {
         match io.op() {
             Op::Read => self.read(io, 0, 0),
             Op::Write if (io.buf_len() as u64) < self.bytes(&io) => io.complete_later(Status::DATA_SGL_LENGTH_INVALID),
-            Op::Write => {
-                c.host_writes.add(1);
-                c.host_written_bytes.add(self.bytes(&io));
-                self.write(io);
-            }
+            Op::Write => self.write(io),
             Op::Flush => {
                 c.host_flushes.add(1);
                 self.map.flush(io);
@@ -75,6 +71,8 @@ impl Engine {
 
     /// A write, or a write of zeroes, within one stripe.
     pub(in crate::ec) fn write(self: &Rc<Self>, io: IoRef) {
+        self.shared.counters.host_writes.add(1);
+        self.shared.counters.host_written_bytes.add(self.bytes(&io));
         let stripe = io.lba() / self.shared.layout.stripe_blocks();
         if !self.holds_writers(stripe) && self.stripes.lock_idle(stripe) {
             let mut one = self.gathered.take();

@@ -202,3 +202,51 @@ fn an_array_for_which_no_memory_can_be_set_aside_does_not_start_and_says_why() {
         r.sleep(Duration::from_millis(1)).await;
     });
 }
+
+#[test]
+fn counters_say_what_each_request_of_the_host_cost_below() {
+    sim(58, |r| async move {
+        let s = Small::new(4, 2, 8192, 4, &[512]);
+        s.create(&r).await;
+        s.start(&r, &[]).await.unwrap();
+        let mut m = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            // Nothing is there: nobody is asked.
+            let before = s.stats();
+            m.check(&r, &ch, 512, 16).await;
+            let after = s.stats();
+            assert_eq!(after.host_read_bytes - before.host_read_bytes, m.0.len() as u64);
+            assert_eq!((after.member_reads, after.member_read_bytes), (before.member_reads, before.member_read_bytes));
+            assert!(m.write(&r, &ch, 512, 0, 64, 1).await.is_ok() && ch.flush().await.0.is_ok());
+            // A block and its two parities: each is read, recorded with a header and written.
+            let before = s.stats();
+            assert!(m.write(&r, &ch, 512, 3, 1, 2).await.is_ok());
+            assert!(ch.write_zeroes(40, 1, IoFlags::NONE).await.0.is_ok());
+            let after = s.stats();
+            assert_eq!(
+                (after.host_writes - before.host_writes, after.host_written_bytes - before.host_written_bytes),
+                (2, 1024)
+            );
+            assert_eq!(
+                (after.member_reads - before.member_reads, after.member_read_bytes - before.member_read_bytes),
+                (6, 6 * 512)
+            );
+            assert_eq!(
+                (after.journal_writes - before.journal_writes, after.member_writes - before.member_writes),
+                (6, 6)
+            );
+            assert_eq!(after.journal_written_bytes - before.journal_written_bytes, 6 * 1024);
+            assert_eq!(after.member_written_bytes - before.member_written_bytes, 6 * 512);
+            assert_eq!(
+                after.read_modify_writes - before.read_modify_writes,
+                2,
+                "as cheap as the alternative, which reads others"
+            );
+            // One strip of one member.
+            assert!(ch.read(3, 4, filled(&r, 2048, 0)).await.0.is_ok());
+            assert_eq!(s.stats().member_reads - after.member_reads, 1);
+        }
+        s.stop().await;
+    });
+}

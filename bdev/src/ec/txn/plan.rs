@@ -160,12 +160,13 @@ pub(in crate::ec) fn plan(k: usize, m: usize, touch: &Touch, up: u64, good: u64)
             best = Some((cost, p));
         }
     };
-    if kept & !good == 0 {
-        offer(kept.count_ones(), Plan { way: Way::Reconstruct, read: kept, decode: 0 });
-    }
+    // First: where both cost the same, what is read is what is written next, still in a cache of whatever is below.
     let modify = touch.touched | up & parity;
     if modify & !good == 0 {
         offer(modify.count_ones(), Plan { way: Way::Modify, read: modify, decode: 0 });
+    }
+    if kept & !good == 0 {
+        offer(kept.count_ones(), Plan { way: Way::Reconstruct, read: kept, decode: 0 });
     }
     if good.count_ones() as usize >= k && kept & !good != 0 {
         let mut read = 0u64;
