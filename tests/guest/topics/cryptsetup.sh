@@ -3,11 +3,11 @@
 . ./harness.sh
 skip_on_nvmet 'it does not encrypt'
 export DM_DISABLE_UDEV=1    # there is none here
-BYTES=$((2 * MIB))
+BYTES=$MIB
 FAR=$((2 << 40))            # from here on, the number of a block of 512 bytes takes more than 32 bits
 # of each kind: bits of an AES key, bytes of a block, offset of what is compared
 declare -A KINDS=([aes128-512]='128 512 0' [aes128-4096]='128 4096 0' [aes256-512]='256 512 0' [aes256-4096]='256 4096 0'
-  [aes256-512-far]="256 512 $((FAR - MIB))")
+  [aes256-512-far]="256 512 $((FAR - BYTES / 2))")
 kinds() { printf '%s\n' "${!KINDS[@]}" | sort; }
 # each KIND COMMAND...: for every kind, with $kind, $bits, $block and $at set
 each() {
