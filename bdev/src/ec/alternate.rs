@@ -199,8 +199,7 @@ impl Engine {
                 continue;
             }
             let lost = w.touched & !have;
-            rows.decode(self, lost, sources, piece.len());
-            return Some(lost);
+            return rows.decode(self, lost, sources, piece.len()).then_some(lost);
         }
     }
 
@@ -221,7 +220,9 @@ impl Engine {
             if there && rows.strip(d, block) == right {
                 continue;
             }
-            rows.put(d, right);
+            if !rows.put(d, right) {
+                return Err(Offline);
+            }
             self.rewrite(rows, stripe, row, 1 << d).await?;
             healed = true;
         }

@@ -75,7 +75,9 @@ impl Engine {
     async fn newest_page(self: &Rc<Self>, kind: PageKind, index: u32, generation: u64) -> Option<Page> {
         let l = self.shared.layout;
         let mut best: Option<Page> = None;
-        for slot in masked(self.live()) {
+        // Also of those that are being rebuilt: they have every page since they joined. A newer one that only they have would otherwise count once
+        // they are in sync, over all that was written since.
+        for slot in masked(self.written_to()) {
             for side in 0..2 {
                 let at = match kind {
                     PageKind::Map => l.map_page_at(u64::from(index), side),

@@ -128,6 +128,17 @@ impl Ec {
         });
     }
 
+    /// As [`member_gone`](Ec::member_gone), if the device that is in `slot` when the array hears of it is being removed, or is too small: what is
+    /// said of a former one comes late.
+    pub(super) fn device_changed(&self, slot: usize, why: &'static str) {
+        let id = self.shared.id;
+        self.shared.home.send(move |_| {
+            if let Some(e) = engine_here(id).filter(|e| e.shared.is_unusable(slot)) {
+                e.member_gone(slot, why);
+            }
+        });
+    }
+
     /// Begins to check the parity of every stripe that holds data.
     ///
     /// # Errors

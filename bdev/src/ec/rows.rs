@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// The memory of a task: one buffer for each strip.
 pub(super) struct Rows {
     bufs: Vec<DmaBuf>,
-    /// In place of those that a request uses which hangs: as many as members may.
+    /// In place of those that a request uses which hangs: as many as members may, if none comes back meanwhile.
     spare: Vec<DmaBuf>,
     scratch: Vec<Vec<u8>>,
     /// Bytes of each buffer.
@@ -40,27 +40,36 @@ impl Rows {
         &self.bufs[i].as_slice()[..len as usize]
     }
 
-    /// Takes `bytes` for strip `i`.
-    pub(super) fn put(&mut self, i: usize, bytes: &[u8]) {
-        self.own(i);
-        self.bufs[i].get_mut().expect("no request is out")[..bytes.len()].copy_from_slice(bytes);
-    }
-
-    /// Makes sure that no request uses the buffer of strip `i`: one that was given up, on a member that failed, may still.
-    fn own(&mut self, i: usize) {
-        if !self.bufs[i].is_unique() {
-            // A member that hung is out until the next task: of no strip there are two.
-            self.bufs[i] = self.spare.pop().expect("not more members hang than may be lost");
+    /// Takes `bytes` for strip `i`. False: there is no memory left for it.
+    #[must_use]
+    pub(super) fn put(&mut self, i: usize, bytes: &[u8]) -> bool {
+        let owned = self.own(i);
+        if owned {
+            self.bufs[i].get_mut().expect("no request is out")[..bytes.len()].copy_from_slice(bytes);
         }
+        owned
     }
 
-    /// Decodes the strips of `lost` from `sources`, k strips, in place.
-    pub(super) fn decode(&mut self, engine: &Engine, lost: u64, sources: u64, len: u32) {
+    /// Makes sure that no request uses the buffer of strip `i`: one that was given up, on a member that failed, may still. False: it may, and all
+    /// others are used up: members hung, came back and hung again during one task.
+    fn own(&mut self, i: usize) -> bool {
+        if !self.bufs[i].is_unique() {
+            let Some(other) = self.spare.pop() else { return false };
+            self.bufs[i] = other;
+        }
+        true
+    }
+
+    /// Decodes the strips of `lost` from `sources`, k strips, in place. False: there is no memory left for it.
+    #[must_use]
+    pub(super) fn decode(&mut self, engine: &Engine, lost: u64, sources: u64, len: u32) -> bool {
         if lost == 0 {
-            return;
+            return true;
         }
         let decoder = engine.decoder(lost, sources);
-        masked(lost).for_each(|i| self.own(i));
+        if !masked(lost).all(|i| self.own(i)) {
+            return false;
+        }
         let len = len as usize;
         let (mut src, mut dst) = (vec![&[][..]; decoder.sources().len()], Vec::new());
         for (i, buf) in self.bufs.iter_mut().enumerate() {
@@ -72,6 +81,7 @@ impl Rows {
             }
         }
         decoder.decode(&src, &mut dst);
+        true
     }
 
     /// The first byte of rows where strips of `have` do not fit together, those of `distrust` left out; `None`: they fit, or there

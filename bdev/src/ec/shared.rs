@@ -95,6 +95,15 @@ impl Shared {
         g[slot].as_ref().map(|b| (b.block_shift, b.volatile))
     }
 
+    /// True if the device in `slot` is being removed, or is too small.
+    pub(super) fn is_unusable(&self, slot: usize) -> bool {
+        let g = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        g[slot].as_ref().is_some_and(|b| {
+            let bytes = b.node.num_blocks().saturating_mul(1 << b.block_shift);
+            b.node.is_removing() || bytes < self.layout.member_bytes()
+        })
+    }
+
     /// The name of the device in `slot`.
     pub(super) fn member_name(&self, slot: usize) -> Option<String> {
         let g = self.below.lock().unwrap_or_else(PoisonError::into_inner);

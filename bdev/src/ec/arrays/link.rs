@@ -60,13 +60,13 @@ fn catch_up(node: &BdevNode, slot: usize, member: &BdevNode) {
 fn tell(node: &BdevNode, slot: usize, event: BdevEvent) {
     let Some(ec) = array(node) else { return };
     match event {
-        BdevEvent::Remove => ec.member_gone(slot, "its device was removed"),
+        BdevEvent::Remove => ec.device_changed(slot, "its device was removed"),
         BdevEvent::Resize { num_blocks } => {
             let (Some((shift, _)), needed) = (ec.shared.below(slot), ec.shared.layout.member_bytes()) else { return };
             let bytes = num_blocks.saturating_mul(1 << shift);
             if bytes < needed {
                 tracing::error!("array '{}': member {slot} shrank to {bytes} bytes, {needed} are needed", node.name());
-                ec.member_gone(slot, "its device shrank to less than the array needs");
+                ec.device_changed(slot, "its device shrank to less than the array needs");
             }
         }
     }

@@ -28,8 +28,10 @@ struct Filling {
     dirty: Option<Vec<u64>>,
     /// Stripes below this are in sync, but those that are being filled.
     cursor: u64,
-    /// Stripes that are being filled: a few.
+    /// Stripes below `cursor` that are not in sync: those that are being filled, and those that could not be. A few.
     pending: Vec<u64>,
+    /// Those of them that nobody fills, and that are next.
+    left: Vec<u64>,
 }
 
 /// Members that are being filled, by slot.
@@ -70,7 +72,7 @@ impl Fillings {
     /// The member in `slot` is being filled from here on. `dirty`, in mode wib: the regions that it may lack writes of.
     pub(in crate::ec) fn begin(&self, slot: usize, at: Rebuild, dirty: Option<Vec<u64>>) {
         let dirty = dirty.filter(|_| at.mode == RebuildMode::Wib);
-        let filling = Filling { mode: at.mode, dirty, cursor: at.progress, pending: Vec::new() };
+        let filling = Filling { mode: at.mode, dirty, cursor: at.progress, pending: Vec::new(), left: Vec::new() };
         self.slots.borrow_mut()[slot] = Some(filling);
         self.mask.set(self.mask.get() | 1 << slot);
     }
@@ -93,6 +95,9 @@ impl Fillings {
     pub(super) fn next(&self, slot: usize, busy: impl Fn(u64) -> u64) -> Next {
         let mut slots = self.slots.borrow_mut();
         let Some(f) = slots[slot].as_mut() else { return Next::Done };
+        if let Some(stripe) = f.left.pop() {
+            return Next::Stripe(stripe);
+        }
         loop {
             let at = f.cursor;
             if at >= self.stripes {
@@ -125,12 +130,17 @@ impl Fillings {
         self.slots.borrow()[slot].as_ref().map(|f| Rebuild { mode: f.mode, progress: f.watermark() })
     }
 
-    /// Nobody fills stripes of the member in `slot`: those that were not finished are to be filled again.
+    /// Nobody fills stripes of the member in `slot`: those that were not finished are next.
     pub(super) fn rewind(&self, slot: usize) {
         if let Some(f) = self.slots.borrow_mut()[slot].as_mut() {
-            f.cursor = f.watermark();
-            f.pending.clear();
+            f.left.clone_from(&f.pending);
         }
+    }
+
+    /// The first stripe of the member in `slot` that is not in sync, if it is being filled.
+    pub(super) fn first_left(&self, slot: usize) -> Option<u64> {
+        let slots = self.slots.borrow();
+        slots[slot].as_ref().map(Filling::watermark).filter(|&stripe| stripe < self.stripes)
     }
 }
 
@@ -186,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_begun_and_not_finished_is_filled_again() {
+    fn what_was_begun_and_not_finished_is_filled_again_and_nothing_else() {
         let f = full(0);
         for _ in 0..3 {
             f.next(1, |at| at);
@@ -194,6 +204,10 @@ mod tests {
         f.filled(1, 0);
         f.filled(1, 2);
         f.rewind(1);
-        assert_eq!((f.synced(0), f.synced(2), f.next(1, |at| at)), (0b010, 0, Next::Stripe(1)));
+        assert_eq!((f.synced(0), f.synced(1), f.synced(2), f.first_left(1)), (0b010, 0, 0b010, Some(1)));
+        assert_eq!([f.next(1, |at| at), f.next(1, |at| at)], [Next::Stripe(1), Next::Stripe(3)]);
+        assert_eq!((f.synced(1), f.progress(1).unwrap().progress), (0, 1));
+        f.filled(1, 1);
+        assert_eq!((f.synced(1), f.first_left(1)), (0b010, Some(3)));
     }
 }

@@ -253,6 +253,9 @@ impl Engine {
         if self.shared.is_offline() {
             return Err(Refused::Offline);
         }
+        if self.members[slot].is_barred() {
+            return Err(Refused::Failed("it went away"));
+        }
         let mode = self.mode(slot, uuid, found.as_ref());
         let at = Rebuild { mode, progress: 0 };
         self.shared.set_state(slot, MemberState::Rebuilding);

@@ -30,7 +30,7 @@ pub enum RebuildState {
     Running,
     /// [`RebuildQos::paused`] holds it.
     Paused,
-    /// It was stopped, or came upon a stripe that has lost too much: it goes on when it is started.
+    /// It was stopped, or came upon stripes that have lost too much: it goes on when it is started.
     Stopped,
 }
 

@@ -20,6 +20,8 @@ use super::{RebuildProgress, RebuildState};
 const AT_ONCE: usize = 8;
 /// Memory of all fillers of a rebuild, if one alone does not need more.
 const WINDOW: usize = 4 << 20;
+/// Stripes that cannot be decoded, until a rebuild looks for no more.
+const MOST_LOST: u32 = 64;
 /// How long who waits for memory, or is paused, waits before it looks again.
 const NAP: Duration = Duration::from_millis(1);
 
@@ -49,7 +51,7 @@ enum End {
     Stopped,
     /// The member failed.
     MemberFailed,
-    /// A stripe cannot be decoded.
+    /// Stripes cannot be decoded, this one and maybe others; all others are filled, unless there are very many.
     TooMuchLost(u64),
     Offline,
 }
@@ -115,8 +117,15 @@ impl Engine {
     }
 
     async fn rebuild_all(self: &Rc<Self>) {
+        // Members with stripes that cannot be decoded: others have their turn.
+        let mut stuck = 0u64;
         loop {
-            let Some(slot) = masked(self.rebuild.fillings.mask()).next() else { return };
+            let Some(slot) = masked(self.rebuild.fillings.mask() & !stuck).next() else {
+                if stuck & self.rebuild.fillings.mask() != 0 {
+                    self.shared.rebuild.set_stopped(true);
+                }
+                return;
+            };
             if self.rebuild.is_ending() || self.shared.rebuild.is_stopped() || self.shared.is_offline() {
                 return;
             }
@@ -148,12 +157,12 @@ impl Engine {
                 End::MemberFailed => self.tell(Event::RebuildFailed { slot, why: "the member failed" }),
                 End::TooMuchLost(stripe) => {
                     tracing::error!(
-                        "array '{name}': the rebuild of member {slot} stops at stripe {stripe}: it has lost more than parity can make up for. Write or unmap it, \
-                         then start the rebuild"
+                        "array '{name}': member {slot} is not in sync: stripe {stripe}, and what was told before, has lost more than parity can make up for. \
+                         Write or unmap these stripes, then start the rebuild"
                     );
-                    self.shared.rebuild.set_stopped(true);
+                    stuck |= 1 << slot;
                     let _ = self.checkpoint(slot).await;
-                    return self.tell(Event::RebuildFailed { slot, why: "a stripe has lost too much" });
+                    self.tell(Event::RebuildFailed { slot, why: "a stripe has lost too much" });
                 }
                 End::Offline => return,
             }
@@ -175,8 +184,13 @@ impl Engine {
         let l = &self.shared.layout;
         let each = (l.k + 1) * l.strip.min(PIECE) as usize;
         let count = (WINDOW / each).clamp(1, AT_ONCE);
-        let run =
-            Rc::new(Run { slot, end: Cell::new(None), stored: Cell::new(self.core.now()), storing: Cell::new(false) });
+        let run = Rc::new(Run {
+            slot,
+            end: Cell::new(None),
+            lost: Cell::new(0),
+            stored: Cell::new(self.core.now()),
+            storing: Cell::new(false),
+        });
         let mut workers = Vec::new();
         for i in 0..count {
             // One has to be; others are if there is memory.
@@ -191,7 +205,8 @@ impl Engine {
             let _ = w.await;
         }
         self.rebuild.fillings.rewind(slot);
-        run.end.get().or_else(|| self.halt(slot)).unwrap_or(End::Filled)
+        let end = run.end.get().or_else(|| self.halt(slot));
+        end.unwrap_or_else(|| self.rebuild.fillings.first_left(slot).map_or(End::Filled, End::TooMuchLost))
     }
 
     fn new_filler(self: &Rc<Self>, slot: usize) -> Option<Rc<Filler>> {
@@ -240,10 +255,23 @@ impl Engine {
             };
             match self.fill_stripe(&filler, stripe, leave.most).await {
                 Outcome::Filled => {}
-                Outcome::MemberFailed => return run.ends(End::MemberFailed),
-                Outcome::TooMuchLost => {
-                    let end = self.halt(slot).unwrap_or(End::TooMuchLost(stripe));
-                    return run.ends(end);
+                Outcome::MemberFailed => return run.ends(self.halt(slot).unwrap_or(End::MemberFailed)),
+                Outcome::TooMuchLost(row) => {
+                    if let Some(end) = self.halt(slot) {
+                        return run.ends(end);
+                    }
+                    // It stays out of sync; whoever writes to all of it mends it.
+                    run.lost.set(run.lost.get() + 1);
+                    tracing::error!(
+                        "array '{}': stripe {stripe}: bytes {} to {} of its strips cannot be read on more members than there is parity: the rebuild of \
+                         member {slot} leaves the stripe as it is",
+                        self.shared.name,
+                        row.lo,
+                        row.hi
+                    );
+                    if run.lost.get() >= MOST_LOST {
+                        return run.ends(End::TooMuchLost(stripe));
+                    }
                 }
                 Outcome::GivenUp => {
                     // What it lent hangs on the member that failed.
@@ -368,6 +396,8 @@ impl Engine {
 struct Run {
     slot: usize,
     end: Cell<Option<End>>,
+    /// Stripes that could not be decoded.
+    lost: Cell<u32>,
     /// When progress was stored.
     stored: Cell<u64>,
     storing: Cell<bool>,

@@ -26,8 +26,8 @@ pub(super) enum Outcome {
     Filled,
     /// The member failed.
     MemberFailed,
-    /// Too many of the others cannot be read, or are missing.
-    TooMuchLost,
+    /// Too many of the others cannot be read, or are missing, of these rows.
+    TooMuchLost(Span),
     /// A member failed and a request hangs on it: this filler cannot be used again.
     GivenUp,
 }
@@ -81,7 +81,7 @@ impl Filler {
         while at < l.strip {
             let span = Span { lo: at, hi: l.strip.min(at + most) };
             let mut outcome = self.fill_rows(stripe, span).await;
-            if outcome == Outcome::TooMuchLost && span.len() > l.block {
+            if matches!(outcome, Outcome::TooMuchLost(_)) && span.len() > l.block {
                 // Not every block of the piece may have lost too much.
                 for lo in (span.lo..span.hi).step_by(l.block as usize) {
                     outcome = self.fill_rows(stripe, Span { lo, hi: lo + l.block }).await;
@@ -104,7 +104,7 @@ impl Filler {
         let sources = loop {
             let good = self.engine.up(stripe) & !unreadable;
             if (good.count_ones() as usize) < l.k {
-                return Outcome::TooMuchLost;
+                return Outcome::TooMuchLost(rows);
             }
             let sources = lowest(good, l.k);
             self.bad.set(0);
@@ -134,7 +134,10 @@ impl Filler {
             return Outcome::GivenUp;
         }
         if self.bad.get() != 0 {
-            self.engine.fail_member(self.slot, "a write failed");
+            // Offline, nothing is written, and nobody's fault.
+            if !self.engine.shared.is_offline() {
+                self.engine.fail_member(self.slot, "a write failed");
+            }
             return Outcome::MemberFailed;
         }
         Outcome::Filled

@@ -163,7 +163,9 @@ impl Engine {
         if !enough || rows.mismatch(self, have, 0, repair.row.len()).is_some() {
             return Ok(false);
         }
-        rows.decode(self, bad, lowest(have, l.k), repair.row.len());
+        if !rows.decode(self, bad, lowest(have, l.k), repair.row.len()) {
+            return Ok(false);
+        }
         self.rewrite(rows, stripe, repair.row, bad).await?;
         Ok(true)
     }
