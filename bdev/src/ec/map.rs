@@ -253,7 +253,8 @@ impl Engine {
     /// Makes durable what hosts have written and did not flush: the array is being closed in order.
     pub(super) async fn final_commit(self: &Rc<Self>) {
         while self.map.running.get() {
-            self.core.reactor().yield_now().await;
+            // Not by spinning: the commit waits for members.
+            self.core.reactor().sleep(RECORDS_LOOK).await;
         }
         let _ = self.commit().await;
     }

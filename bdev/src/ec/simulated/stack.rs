@@ -153,7 +153,7 @@ impl Array {
         if used() {
             ec.member_gone(m, "it was taken away");
             while used() {
-                place.reactor.yield_now().await;
+                place.reactor.sleep(Duration::from_micros(100)).await;
             }
         }
         ec.vacated(m).await
