@@ -217,9 +217,8 @@ fn a_rebuild_goes_on_where_it_was_when_the_daemon_was_killed() {
     let a = whole(&place);
     assert_eq!(a["base_bdevs"][1]["name"], "d3");
     let log = std::fs::read_to_string(place.dir.join("log")).expect("the log");
-    let resumed =
-        log.lines().find_map(|l| l.split_once("the rebuild of member 1 goes on at ")?.1.split_once("progress: "));
-    let at: u64 = resumed.and_then(|(_, n)| n.trim_end_matches(" })").parse().ok()).unwrap_or_else(|| panic!("{log}"));
+    let resumed = log.lines().find_map(|l| l.split_once("member 1 is rebuilt from stripe ")?.1.split_once(" on:"));
+    let at: u64 = resumed.and_then(|(n, _)| n.parse().ok()).unwrap_or_else(|| panic!("{log}"));
     assert!(at > 0 && at <= killed_at + 16, "it went on at {at}, and was at {killed_at}");
     pull(&place, "d0");
     check(&place);

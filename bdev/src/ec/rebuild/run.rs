@@ -8,7 +8,7 @@ use super::super::engine::Engine;
 use super::super::event::Event;
 use super::super::faults::{self, Mutant, Window};
 use super::super::flush::Offline;
-use super::super::format::{MemberEntry, MemberState, Rebuild};
+use super::super::format::{MemberEntry, MemberState, Rebuild, RebuildMode};
 use super::super::signal::{Signal, Turn};
 use super::super::txn::masked;
 use super::filling::{Fillings, Next};
@@ -131,10 +131,13 @@ impl Engine {
             }
             self.tell(Event::RebuildStarted { slot });
             let name = &self.shared.name;
-            tracing::info!(
-                "array '{name}': the rebuild of member {slot} goes on at {:?}",
-                self.rebuild.fillings.progress(slot)
-            );
+            if let Some(Rebuild { mode, progress }) = self.rebuild.fillings.progress(slot) {
+                let what = match mode {
+                    RebuildMode::Full => "all that holds data",
+                    RebuildMode::Wib => "what it missed",
+                };
+                tracing::info!("array '{name}': member {slot} is rebuilt from stripe {progress} on: {what}");
+            }
             let end = match self.fill_member(slot).await {
                 End::Filled => match self.promote(slot).await {
                     Ok(true) => End::Filled,
