@@ -125,7 +125,7 @@ impl Author {
             return;
         }
         for &m in budget.lost() {
-            if self.random.chance(500) && Some(m) != lost {
+            if self.random.chance(350) && Some(m) != lost {
                 life.absent.push(m);
             }
         }

@@ -96,9 +96,9 @@ pub trait Stack: 'static {
         Ok(None)
     }
 
-    /// Blocks of a member that may become wrong without any sign.
-    fn may_rot(&self, member: usize) -> Range<usize> {
-        let _ = member;
+    /// Blocks of a member of the running device that may become wrong now without any sign.
+    fn may_rot(&self, place: &Place, member: usize) -> Range<usize> {
+        let _ = (place, member);
         0..0
     }
 

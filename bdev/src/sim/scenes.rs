@@ -72,7 +72,7 @@ impl Author {
     /// soon as that may be.
     fn returns(&mut self, life: &mut Life, budget: &Budget, whole: &[usize]) {
         let lost: Vec<usize> = budget.lost().iter().copied().collect();
-        let m = if !lost.is_empty() && self.random.chance(450) {
+        let m = if !lost.is_empty() && self.random.chance(600) {
             lost[self.random.below(lost.len() as u64) as usize]
         } else if budget.left() > 0 && self.random.chance(60) {
             whole[self.random.below(whole.len() as u64) as usize]
@@ -85,15 +85,19 @@ impl Author {
             _ => Comes::Blank,
         };
         let mut scene = Vec::new();
+        if self.random.chance(400) {
+            // So that there is much to rebuild.
+            scene.extend([Step::Write(0, self.shape.blocks, false), Step::Flush, Step::Settle]);
+        }
         if self.random.chance(300) {
             scene.push(Step::Lose(m));
         }
         scene.push(Step::Return(m, comes));
-        match self.random.below(6) {
+        match self.random.below(8) {
             0 => scene.push(Step::Cut(1 + self.random.below(40 * self.shape.members as u64))),
-            1 => scene.push(Step::Cut(1 + self.random.below(200 * self.shape.members as u64))),
-            2 => scene.push(Step::CutAfter(self.random.below(30_000))),
-            3 | 4 => {
+            1..4 => scene.push(Step::Cut(1 + self.random.below(200 * self.shape.members as u64))),
+            4 => scene.push(Step::CutAfter(self.random.below(30_000))),
+            5 | 6 => {
                 let other = whole[self.random.below(whole.len() as u64) as usize];
                 scene.extend([Step::Rebuilt, Step::Lose(other)]);
             }

@@ -251,8 +251,10 @@ impl<S: Stack> Worker<S> {
         let members = self.place.world.members() as u64;
         for _ in 0..members {
             let m = random.below(members) as usize;
-            let blocks = self.stack.may_rot(m);
-            if blocks.is_empty() || self.budget.borrow().is_exceeded() || !self.budget.borrow_mut().rot(m) {
+            let blocks = self.stack.may_rot(&self.place, m);
+            let rebuilding = !self.shared.borrow().rebuilding.is_empty();
+            if blocks.is_empty() || rebuilding || self.budget.borrow().is_exceeded() || !self.budget.borrow_mut().rot(m)
+            {
                 continue;
             }
             for _ in 0..1 + random.below(8) {

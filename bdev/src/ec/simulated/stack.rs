@@ -244,7 +244,7 @@ impl Stack for Array {
         let tuning = Tuning {
             nonce: Some(place.world.below(u64::MAX - 1) + 1),
             write_timeout: TIMEOUT,
-            rebuild_checkpoint: Duration::from_micros(100 + place.world.below(2000)),
+            rebuild_checkpoint: Duration::from_micros(place.world.below(300)),
         };
         start(&place.registry, DEVICE, assembly.head, members, tuning).await.map(drop).map_err(|e| e.to_string())
     }
@@ -275,8 +275,12 @@ impl Stack for Array {
         let found: Vec<Candidate> = (0..self.members.len()).filter_map(|slot| self.at_rest(world, slot)).collect();
         match decide(&found, Situation { waited: true, salvage: false }) {
             Decision::Assemble(a) => {
-                let given_up =
-                    |slot: usize| a.members[slot].is_none() || a.head.members[slot].state != MemberState::InSync;
+                // The head may be on a few members that are missing next: what only it says to be in sync is not yet.
+                let in_sync = |sb: &Superblock, slot: usize| sb.members[slot].state == MemberState::InSync;
+                let all_say = |slot| {
+                    found.iter().filter(|c| in_sync(&a.head, c.superblock.slot)).all(|c| in_sync(&c.superblock, slot))
+                };
+                let given_up = |slot: usize| a.members[slot].is_none() || !in_sync(&a.head, slot) || !all_say(slot);
                 Ok(Some((0..self.members.len()).map(given_up).collect()))
             }
             other => Err(format!("they make no array: {other:?}")),
@@ -308,7 +312,13 @@ impl Stack for Array {
         node.device().as_any().downcast_ref::<Ec>().is_some_and(|ec| ec.member_state(m) == MemberState::InSync)
     }
 
-    fn may_rot(&self, member: usize) -> Range<usize> {
+    fn may_rot(&self, place: &Place, member: usize) -> Range<usize> {
+        let node = place.registry.find(DEVICE);
+        let ec = node.as_ref().and_then(|n| n.device().as_any().downcast_ref::<Ec>());
+        if ec.is_none_or(|ec| !ec.rebuild_progress().is_empty()) {
+            // A rebuild takes what it reads for right, as every degraded read does.
+            return 0..0;
+        }
         let bs = u64::from(self.members[member].0);
         let l = &self.layout;
         (l.data_offset / bs) as usize..((l.data_offset + l.stripes * u64::from(l.strip)) / bs) as usize
