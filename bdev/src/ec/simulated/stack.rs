@@ -277,9 +277,10 @@ impl Stack for Array {
             Decision::Assemble(a) => {
                 // The head may be on a few members that are missing next: what only it says to be in sync is not yet.
                 let in_sync = |sb: &Superblock, slot: usize| sb.members[slot].state == MemberState::InSync;
-                let all_say = |slot| {
-                    found.iter().filter(|c| in_sync(&a.head, c.superblock.slot)).all(|c| in_sync(&c.superblock, slot))
-                };
+                // One that cannot be read may hold the newer copy.
+                let speaks = |slot: usize| in_sync(&a.head, slot) && !world.image(slot, |i| i.is_damaged());
+                let all_say =
+                    |slot| found.iter().filter(|c| speaks(c.superblock.slot)).all(|c| in_sync(&c.superblock, slot));
                 let given_up = |slot: usize| a.members[slot].is_none() || !in_sync(&a.head, slot) || !all_say(slot);
                 Ok(Some((0..self.members.len()).map(given_up).collect()))
             }
