@@ -1,6 +1,6 @@
 //! The arrays of a daemon: made, found on devices as these come, and given up.
 //!
-//! Devices are looked at when they are registered. Those of an array are started together as soon as [`decide`] says so; absent ones are
+//! Devices are looked at when they are registered. Those of an array are started together as soon as [`decide`](super::assemble::decide) says so; absent ones are
 //! waited for [`Arrays::assemble_timeout`] from the first on. Whoever makes or starts an array has the turn: one at a time, so that
 //! nobody makes an array of devices that another one is being started from.
 
