@@ -2,13 +2,11 @@
 
 mod served;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use served::{Daemon, Place, text};
+use served::{Daemon, Place, rpc, text};
 
 /// Bytes of a disk.
 const DISK: u64 = 24 << 20;
@@ -38,21 +36,8 @@ fn place(test: &str, disks: usize, k: usize, m: usize) -> Place {
 
 /// The answer to a call.
 fn ask(place: &Place, request: &Value) -> Result<Value, (i64, String)> {
-    let mut s = UnixStream::connect(place.dir.join("rpc.sock")).expect("the daemon's socket");
-    s.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    s.write_all(request.to_string().as_bytes()).expect("the call is sent");
-    let (mut answer, mut buf) = (Vec::new(), [0; 65536]);
-    loop {
-        let n = s.read(&mut buf).expect("an answer");
-        assert!(n > 0, "{request}: the daemon hung up");
-        answer.extend_from_slice(&buf[..n]);
-        if let Ok(v) = serde_json::from_slice::<Value>(&answer) {
-            return match v.get("error") {
-                Some(e) => Err((e["code"].as_i64().expect("a code"), e.to_string())),
-                None => Ok(v["result"].clone()),
-            };
-        }
-    }
+    let method = request["method"].as_str().expect("a method");
+    rpc(place, method, &request["params"]).map_err(|e| (e["code"].as_i64().expect("a code"), e.to_string()))
 }
 
 fn call(place: &Place, method: &str, params: Value) -> Value {

@@ -2,13 +2,11 @@
 
 mod served;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use served::{NQN, Place, text};
+use served::{NQN, Place, rpc as call, text};
 
 /// Patience with anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,27 +20,6 @@ const BDEVS: &str = r#"
     {"method": "bdev_malloc_create", "params": {"name": "Spare", "num_blocks": 32768, "block_size": 512}},
     {"method": "bdev_error_create", "params": {"base_name": "A"}},
     {"method": "bdev_error_create", "params": {"base_name": "B"}}"#;
-
-/// Calls a method on a connection of its own.
-fn call(place: &Place, method: &str, params: &Value) -> Result<Value, Value> {
-    let mut s = UnixStream::connect(place.dir.join("rpc.sock")).expect("the RPC socket");
-    s.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    let mut request = json!({"jsonrpc": "2.0", "id": 1, "method": method});
-    if !params.is_null() {
-        request["params"] = params.clone();
-    }
-    s.write_all(request.to_string().as_bytes()).expect("sent");
-    let mut got = Vec::new();
-    let mut buf = [0; 65536];
-    loop {
-        let n = s.read(&mut buf).unwrap_or_else(|e| panic!("{method} is not answered: {e}"));
-        assert!(n > 0, "{method}: the connection ends");
-        got.extend_from_slice(&buf[..n]);
-        if let Ok(mut answer) = serde_json::from_slice::<Value>(&got) {
-            return if answer["error"].is_null() { Ok(answer["result"].take()) } else { Err(answer["error"].take()) };
-        }
-    }
-}
 
 fn ok(place: &Place, method: &str, params: &Value) -> Value {
     call(place, method, params).unwrap_or_else(|e| panic!("{method} {params}: {e}"))

@@ -5,8 +5,6 @@
 
 mod served;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,20 +18,7 @@ const LOSS: u64 = 12;
 
 /// Calls a daemon.
 fn call(place: &Place, method: &str, params: Value) -> Value {
-    let mut s = UnixStream::connect(place.dir.join("rpc.sock")).expect("the daemon's socket");
-    s.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-    s.write_all(request.to_string().as_bytes()).expect("the call is sent");
-    let (mut answer, mut buf) = (Vec::new(), [0; 65536]);
-    loop {
-        let n = s.read(&mut buf).expect("an answer");
-        assert!(n > 0, "{method}: the daemon hung up");
-        answer.extend_from_slice(&buf[..n]);
-        if let Ok(v) = serde_json::from_slice::<Value>(&answer) {
-            assert!(v.get("error").is_none(), "{method}: {v}");
-            return v["result"].clone();
-        }
-    }
+    served::rpc(place, method, &params).unwrap_or_else(|e| panic!("{method}: {e}"))
 }
 
 fn address(place: &Place) -> Value {

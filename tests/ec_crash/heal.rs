@@ -55,13 +55,16 @@ impl Life<'_> {
         }
         let name = format!("{}{slot}", self.layer());
         let began = Instant::now();
-        while !matches!(&self.states()[slot][..], "normal" | "replacing") {
+        let taken = |life: &Self| matches!(&life.states()[slot][..], "normal" | "replacing");
+        while !taken(self) {
             assert!(began.elapsed() < PATIENCE, "slot {slot} stays failed");
             let params = json!({"ec_name": NAME, "slot": slot, "new_bdev_name": name, "force": true});
             match self.ask("bdev_ec_replace_base_bdev", params) {
                 Ok(_) => self.note(&format!("{slot} is replaced")),
                 // It is about to be brought up to date by itself.
                 Err(e) if e["code"] == EBUSY => std::thread::sleep(Duration::from_millis(2)),
+                // It has come back since its state was asked for.
+                Err(_) if taken(self) => {}
                 Err(e) => panic!("slot {slot} is not replaced: {e}"),
             }
         }

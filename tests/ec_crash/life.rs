@@ -1,8 +1,6 @@
 //! One array from its making to its last crash.
 
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +8,7 @@ use longshore_reactor::sim::Random;
 use serde_json::{Value, json};
 
 use super::members::Members;
-use super::served::{Daemon, Place, text};
+use super::served::{Daemon, Place, rpc, text};
 use super::{K, M, N, PATIENCE, ROUNDS, Tally};
 
 #[path = "heal.rs"]
@@ -258,19 +256,7 @@ impl<'a> Life<'a> {
 
     /// The result of a call, or its error.
     fn ask(&self, method: &str, params: Value) -> Result<Value, Value> {
-        let mut s = UnixStream::connect(self.place.dir.join("rpc.sock")).expect("the daemon's socket");
-        s.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        s.write_all(request.to_string().as_bytes()).expect("the call is sent");
-        let (mut answer, mut buf) = (Vec::new(), [0; 65536]);
-        loop {
-            let n = s.read(&mut buf).expect("an answer");
-            assert!(n > 0, "{method}: the daemon hung up");
-            answer.extend_from_slice(&buf[..n]);
-            if let Ok(v) = serde_json::from_slice::<Value>(&answer) {
-                return v.get("error").map_or_else(|| Ok(v["result"].clone()), |e| Err(e.clone()));
-            }
-        }
+        rpc(&self.place, method, &params)
     }
 
     /// The array takes the members that it must take, and no other.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The subsystem.
 pub(crate) const NQN: &str = "nqn.2024-01.io.longshore:served";
@@ -231,13 +231,29 @@ impl Place {
     }
 }
 
+/// Patience with an answer of a daemon.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Calls a method of the daemon at `place`, on a connection of its own: its result, or its error. `params` may be null.
+#[allow(dead_code)] // not every test has a use for it
+pub(crate) fn rpc(place: &Place, method: &str, params: &Value) -> Result<Value, Value> {
+    let mut s = UnixStream::connect(place.dir.join("rpc.sock")).expect("the daemon's socket");
+    s.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut request = json!({"jsonrpc": "2.0", "id": 1, "method": method});
+    if !params.is_null() {
+        request["params"] = params.clone();
+    }
+    s.write_all(request.to_string().as_bytes()).expect("the call is sent");
+    let mut answers = serde_json::Deserializer::from_reader(s).into_iter::<Value>();
+    let answer = answers.next().unwrap_or_else(|| panic!("{method}: the daemon hung up"));
+    let mut answer = answer.unwrap_or_else(|e| panic!("{method} is not answered: {e}"));
+    if answer["error"].is_null() { Ok(answer["result"].take()) } else { Err(answer["error"].take()) }
+}
+
 /// The poll groups of `nvmf_get_stats`.
 #[allow(dead_code)] // as above
 pub(crate) fn stats(place: &Place) -> Value {
-    let mut s = UnixStream::connect(place.dir.join("rpc.sock")).expect("the RPC socket");
-    s.write_all(br#"{"jsonrpc": "2.0", "id": 1, "method": "nvmf_get_stats"}"#).expect("a request");
-    let mut answers = serde_json::Deserializer::from_reader(s).into_iter::<Value>();
-    answers.next().expect("an answer").expect("JSON")["result"]["poll_groups"].clone()
+    rpc(place, "nvmf_get_stats", &Value::Null).expect("statistics")["poll_groups"].take()
 }
 
 /// All that a command printed.

@@ -128,7 +128,7 @@ impl Engine {
                     "array '{}': '{name}' joins as member {slot}, to be rebuilt ({mode:?})",
                     self.shared.name
                 );
-                self.rebuild_begins(slot);
+                self.rebuild.signal.set();
                 Ok(mode)
             }
             Err(why) => {
@@ -136,6 +136,7 @@ impl Engine {
                     // Offline in the middle: what superblocks say is for the next assembly.
                     self.rebuild.fillings.end(slot);
                     self.shared.set_state(slot, MemberState::Failed);
+                    self.show_rebuilds();
                 }
                 self.depart(slot);
                 Err(match why {
@@ -258,8 +259,7 @@ impl Engine {
         }
         let mode = self.mode(slot, uuid, found.as_ref());
         let at = Rebuild { mode, progress: 0 };
-        self.shared.set_state(slot, MemberState::Rebuilding);
-        self.rebuild.fillings.begin(slot, at, Some(self.intent.bits.borrow().clone()));
+        self.rebuild_begins(slot, at);
         let session = self.next_session();
         let joins = || self.shared.state(slot) == MemberState::Rebuilding;
         let rebuilding = MemberEntry { uuid, state: MemberState::Rebuilding, rebuild: Some(at), ..MemberEntry::EMPTY };

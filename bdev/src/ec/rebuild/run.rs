@@ -386,12 +386,13 @@ impl Engine {
         self.show_rebuilds();
     }
 
-    /// The member in `slot` is rebuilt from here on.
-    pub(super) fn rebuild_begins(&self, slot: usize) {
+    /// The device in `slot` becomes a member that lacks what `at` says. Who sees it as rebuilding sees its progress, too.
+    pub(super) fn rebuild_begins(&self, slot: usize, at: Rebuild) {
+        self.rebuild.fillings.begin(slot, at, Some(self.intent.bits.borrow().clone()));
         self.rebuild.rebuilt[slot].set(0);
         self.shared.rebuild.set_stopped(false);
         self.show_rebuilds();
-        self.rebuild.signal.set();
+        self.shared.set_state(slot, MemberState::Rebuilding);
     }
 }
 

@@ -13,9 +13,7 @@ use crate::desc::BdevDesc;
 use crate::ec::assemble::{Candidate, Decision, Rejection, Situation, decide};
 use crate::ec::check::{ReadAt, Scope, Verdict, check};
 use crate::ec::faults::{self, Mutant};
-use crate::ec::format::{
-    Features, MATRIX_CAUCHY, MemberEntry, MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock,
-};
+use crate::ec::format::{MemberEntry, MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, Superblock};
 use crate::ec::layout::{Layout, LayoutOptions, PAGE_BYTES, SUPERBLOCK_BYTES};
 use crate::ec::{Ec, Newcomer, ScrubOptions, ScrubState, Tuning, start};
 use crate::io::IoFlags;
@@ -66,21 +64,7 @@ impl Array {
     }
 
     fn head(&self) -> Superblock {
-        let member = |i| MemberEntry::in_sync(Uuid::from_u128(100 + i as u128));
-        Superblock {
-            features: Features::default(),
-            array: Uuid::from_u128(77),
-            name: "array".into(),
-            layout: self.layout,
-            matrix: MATRIX_CAUCHY,
-            stamp: Stamp { epoch: 1, nonce: 9 },
-            predecessor: Stamp::default(),
-            journal_session: 5,
-            wib_generation: 0,
-            created: 1,
-            slot: 0,
-            members: (0..self.layout.n()).map(member).collect(),
-        }
+        Superblock { name: "array".into(), ..crate::ec::tests::head(self.layout) }
     }
 
     /// Makes the array: a superblock on every member.

@@ -16,10 +16,7 @@ use crate::core::{CoreOptions, CoreState};
 use crate::desc::BdevDesc;
 use crate::ec::assemble::{Candidate, Decision, Situation, decide};
 use crate::ec::faults::{self, Mutant};
-use crate::ec::format::{
-    Features, MATRIX_CAUCHY, MemberEntry, MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, RebuildMode, Stamp,
-    Superblock,
-};
+use crate::ec::format::{MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, RebuildMode, Superblock};
 use crate::ec::layout::{Layout, LayoutOptions};
 use crate::ec::{Ec, Newcomer, Tuning, start};
 use crate::node::BdevNode;
@@ -102,23 +99,6 @@ impl Rig {
         Life { registry }
     }
 
-    fn head(&self) -> Superblock {
-        Superblock {
-            features: Features::default(),
-            array: Uuid::from_u128(77),
-            name: "a".into(),
-            layout: self.layout,
-            matrix: MATRIX_CAUCHY,
-            stamp: Stamp { epoch: 1, nonce: 9 },
-            predecessor: Stamp::default(),
-            journal_session: 5,
-            wib_generation: 0,
-            created: 1,
-            slot: 0,
-            members: (0..self.layout.n()).map(|i| MemberEntry::in_sync(Uuid::from_u128(100 + i as u128))).collect(),
-        }
-    }
-
     async fn put(&self, ch: &Channel, at: u64, bytes: &[u8]) {
         let mut buf = self.r.dma().alloc(bytes.len()).unwrap();
         buf.get_mut().unwrap()[..bytes.len()].copy_from_slice(bytes);
@@ -126,7 +106,7 @@ impl Rig {
     }
 
     async fn create(&self, life: &Life) {
-        let head = self.head();
+        let head = super::head(self.layout);
         for slot in 0..self.layout.n() {
             let desc = life.open(slot);
             let ch = desc.channel().unwrap();
@@ -327,7 +307,7 @@ impl Rig {
                 absent.push(slot);
             }
         }
-        let quorum = self.head().quorum();
+        let quorum = super::head(self.layout).quorum();
         absent.truncate(self.layout.n() - quorum);
         if self.case.replaced {
             absent.push(LOST);

@@ -31,6 +31,24 @@ use crate::registry::{BdevError, Registry};
 use crate::testing::{Recorder, filled};
 use crate::{Channel, Geometry, IoFlags, Status, error};
 
+/// The first superblock of an array whose members are all in sync.
+pub(in crate::ec) fn head(layout: Layout) -> Superblock {
+    Superblock {
+        features: Features::default(),
+        array: Uuid::from_u128(77),
+        name: "a".into(),
+        layout,
+        matrix: MATRIX_CAUCHY,
+        stamp: Stamp { epoch: 1, nonce: 9 },
+        predecessor: Stamp::default(),
+        journal_session: 5,
+        wib_generation: 0,
+        created: 1,
+        slot: 0,
+        members: (0..layout.n()).map(|i| MemberEntry::in_sync(Uuid::from_u128(100 + i as u128))).collect(),
+    }
+}
+
 /// Runs the future that `f` makes on a simulated reactor.
 pub(crate) fn sim<F: Future + 'static>(seed: u64, f: impl FnOnce(Reactor) -> F) -> F::Output {
     sim_with(seed, Settings::default(), f)
@@ -101,20 +119,7 @@ impl Small {
     }
 
     pub(crate) fn head(&self) -> Superblock {
-        Superblock {
-            features: Features::default(),
-            array: Uuid::from_u128(77),
-            name: "a".into(),
-            layout: self.layout,
-            matrix: MATRIX_CAUCHY,
-            stamp: Stamp { epoch: 1, nonce: 9 },
-            predecessor: Stamp::default(),
-            journal_session: 5,
-            wib_generation: 0,
-            created: 1,
-            slot: 0,
-            members: (0..self.layout.n()).map(|i| MemberEntry::in_sync(Uuid::from_u128(100 + i as u128))).collect(),
-        }
+        head(self.layout)
     }
 
     pub(crate) async fn create(&self, r: &Reactor) {
