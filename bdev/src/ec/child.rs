@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::engine::Engine;
+use super::member::is_fault;
 use super::memory::{Holdings, VecId};
 use crate::frame::Submitter;
 use crate::io::{IoFlags, IoRef, Op};
@@ -20,10 +21,20 @@ pub(super) struct Child {
     pub(super) len: u32,
 }
 
+/// How a request to a member ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Done,
+    /// These blocks cannot be read, or the write failed, or nobody waits for it any more.
+    Failed,
+    /// Whatever else it may be, it is not the blocks: the member does not read.
+    Faulty,
+}
+
 /// What came back.
 pub(super) struct Landed {
     pub(super) strip: usize,
-    pub(super) failed: bool,
+    pub(super) end: End,
     /// False: it was given up.
     pub(super) awaited: bool,
 }
@@ -58,8 +69,12 @@ impl Engine {
     ) -> Option<Landed> {
         let strip = (tag & 0xffff) as usize;
         let io = self.members[self.shared.layout.slot_of(stripe, strip)].landed(io, to, tag)?;
-        let failed = io.status().is_err();
+        let end = match io.status() {
+            status if status.is_ok() => End::Done,
+            status if io.op() == Op::Read && is_fault(status) => End::Faulty,
+            _ => End::Failed,
+        };
         let awaited = h.land(io, base + strip, tag as u32);
-        Some(Landed { strip, failed, awaited })
+        Some(Landed { strip, end, awaited })
     }
 }

@@ -298,6 +298,7 @@ impl IoChannel for EcChannel {
         let n = io.nblocks() >> (l.block.trailing_zeros() - self.lower.shift(slot));
         let (op, flags) = (io.op(), io.flags());
         io.prepare(op, flags, lba, n);
+        self.shared.note_read(slot, status);
         // A read whose end the host did not ask for is not over: the array itself may have, because the member failed, or its device was reset.
         if status.is_ok() || asked && status.is(Status::ABORT_REQUESTED) {
             return io.complete(status);

@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_nvme::wire::Status;
+use longshore_nvme::wire::{Status, StatusCodeType};
 use longshore_reactor::Timer;
 
 use super::flights::{Flight, Flights};
@@ -29,6 +29,11 @@ pub(super) fn passes(status: Status) -> bool {
             .iter()
             .any(|s| status.is(*s));
     of_path && !status.dnr()
+}
+
+/// True if a read that ended so failed for another reason than its blocks: the medium's errors are of status code type 2.
+pub(super) fn is_fault(status: Status) -> bool {
+    status.is_err() && status.kind() != StatusCodeType::Media && !passes(status)
 }
 
 /// Requests that are to be sent again.
@@ -193,6 +198,8 @@ impl Member {
         self.flights.borrow_mut().remove(at);
         if self.barred.get() {
             self.leave_if_idle();
+        } else if io.op() == Op::Read {
+            self.again.shared.note_read(self.slot, io.status());
         }
         Some(io)
     }

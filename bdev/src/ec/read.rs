@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use longshore_nvme::wire::Status;
 
-use super::child::Child;
+use super::child::{Child, End};
 use super::engine::{Engine, Starved};
 use super::layout::{Layout, MAX_MEMBERS};
 use super::memory::Holdings;
@@ -60,6 +60,8 @@ struct State {
     needed: u64,
     /// Strips that could not be read in the present piece.
     exclude: u64,
+    /// Strips whose member does not read, as the present piece shows.
+    faulty: u64,
     /// Rows of the present piece.
     cur: Span,
     /// Single blocks until here: too much was lost of a larger piece.
@@ -87,6 +89,7 @@ impl Read {
                 kept: 0,
                 needed: 0,
                 exclude: 0,
+                faulty: 0,
                 cur: Span::default(),
                 fine: 0,
                 read: 0,
@@ -156,7 +159,7 @@ impl Read {
             let l = &engine.shared.layout;
             let i = l.index_at(s.stripe, slot);
             if s.h.give_up(l.n() + i) {
-                me.strip_ended(engine, s, i, true);
+                me.strip_ended(engine, s, i, End::Failed);
             }
         });
     }
@@ -266,7 +269,7 @@ impl Read {
         s.cur = Span { lo, hi: rows.hi.min(lo + most) };
         // A single block of a strip may be readable though the strip as a whole is not.
         s.exclude = if lo < s.fine { 0 } else { s.bad };
-        s.needed = 0;
+        (s.needed, s.faulty) = (0, 0);
         self.sources(engine, s);
     }
 
@@ -326,12 +329,17 @@ impl Read {
     }
 
     fn too_few(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
-        let block = engine.shared.layout.block;
-        if s.cur.len() > block {
-            // Block by block, not every one may have lost too much.
+        if s.cur.lo >= s.fine {
+            // Block by block, not every one may have lost too much; and all are asked once more.
             s.fine = s.cur.hi;
             s.cur.hi = s.cur.lo;
             return self.next_piece(engine, s);
+        }
+        let l = engine.shared.layout;
+        masked(s.faulty).for_each(|i| engine.does_not_read(l.slot_of(s.stripe, i)));
+        if engine.shared.is_offline() {
+            // Nothing is wrong with the block: its members are not there.
+            return self.end(s, Status::NAMESPACE_NOT_READY);
         }
         engine.shared.counters.unrecovered_reads.add(1);
         self.end(s, Status::UNRECOVERED_READ_ERROR);
@@ -383,12 +391,14 @@ impl Read {
 
 impl Read {
     /// The request to the member of strip `i` has ended, or is not waited for.
-    fn strip_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, failed: bool) {
+    fn strip_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, end: End) {
+        let failed = end != End::Done;
         let member = &engine.members[engine.shared.layout.slot_of(s.stripe, i)];
         match self.phase.get() {
             Phase::Direct if failed => s.bad |= 1 << i,
             Phase::Sources if failed => {
                 s.exclude |= 1 << i;
+                s.faulty |= u64::from(end == End::Faulty) << i;
                 s.failed = true;
             }
             Phase::Healing if failed => engine.fail_member(member.slot, "a write failed"),
@@ -431,7 +441,7 @@ impl Submitter for Read {
             let base = engine.shared.layout.n();
             let Some(landed) = engine.landed(&mut s.h, me, s.stripe, base, io, tag) else { return };
             if landed.awaited {
-                me.strip_ended(engine, s, landed.strip, landed.failed);
+                me.strip_ended(engine, s, landed.strip, landed.end);
             } else if me.phase.get() == Phase::Lingering && !s.h.is_lent() {
                 me.phase.set(Phase::Ended);
             }

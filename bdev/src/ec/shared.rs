@@ -1,19 +1,27 @@
 //! What all cores see of an array.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use longshore_nvme::wire::Status;
 use longshore_reactor::CoreHandle;
 
 use super::device::Direct;
 use super::format::MemberState;
 use super::layout::Layout;
+use super::member::is_fault;
 use super::rebuild;
 use super::scrub::Board;
+use super::start::engine_here;
 use super::stats::Counters;
 use crate::channel::Channel;
 use crate::desc::BdevDesc;
 use crate::node::BdevNode;
+
+/// What a read adds that fails through its member's fault; one that does not takes 1 away.
+const FAULT: u32 = 4;
+/// With so much the member has failed: 64 in a row, or some more if others succeed meanwhile.
+const MOST_FAULTS: u32 = 64 * FAULT;
 
 /// What is known of a device below.
 pub(super) struct Below {
@@ -46,6 +54,8 @@ pub(super) struct Shared {
     /// Stripes that hold data, a bit each. Set before the first write is acknowledged.
     mapped: Box<[AtomicU64]>,
     offline: AtomicBool,
+    /// By slot, how badly the member reads: see [`note_read`](Shared::note_read).
+    faults: Vec<AtomicU32>,
     /// Cores that have, or had, a channel of the array.
     cores: Mutex<Vec<CoreHandle>>,
     /// Reads that went straight to members, by channel.
@@ -76,6 +86,7 @@ impl Shared {
             below: Mutex::new(below),
             mapped: (0..words).map(|_| AtomicU64::new(0)).collect(),
             offline: AtomicBool::new(false),
+            faults: (0..layout.n()).map(|_| AtomicU32::new(0)).collect(),
             cores: Mutex::default(),
             direct: Mutex::default(),
             counters: Counters::default(),
@@ -178,6 +189,37 @@ impl Shared {
             3 => MemberState::Rebuilding,
             _ => MemberState::Empty,
         }
+    }
+
+    /// A read of the member in `slot` ended, on whatever core. Blocks that cannot be read are written anew, and that is that; but a member that
+    /// fails whatever it is asked costs each read a reconstruction and a write, and may take writes all the same: then it fails.
+    #[inline]
+    pub(super) fn note_read(&self, slot: usize, status: Status) {
+        let faults = &self.faults[slot];
+        if status.is_ok() {
+            let n = faults.load(Ordering::Relaxed);
+            if n != 0 {
+                // What another core adds meanwhile may go unnoticed: it will go on.
+                faults.store(n - 1, Ordering::Relaxed);
+            }
+        } else if is_fault(status) {
+            self.note_fault(slot);
+        }
+    }
+
+    #[cold]
+    fn note_fault(&self, slot: usize) {
+        if self.faults[slot].fetch_add(FAULT, Ordering::Relaxed) + FAULT < MOST_FAULTS {
+            return;
+        }
+        self.faults[slot].store(0, Ordering::Relaxed);
+        let id = self.id;
+        // Not from here: whoever found out is in the middle of something.
+        self.home.send(move |_| {
+            if let Some(e) = engine_here(id) {
+                e.reads_badly(slot);
+            }
+        });
     }
 
     #[inline]

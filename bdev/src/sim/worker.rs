@@ -305,11 +305,9 @@ impl<S: Stack> Worker<S> {
 
     /// True if the request was acknowledged. An answer after power has failed reaches nobody.
     fn judge(&self, status: Status) -> Result<bool, String> {
-        // A member that answers reads with errors is not failed by them: so a block may have too few sources before the array is offline.
-        let expected = [Status::NAMESPACE_NOT_READY, Status::UNRECOVERED_READ_ERROR].contains(&status);
         match (self.place.world.powered(), status.is_ok()) {
             (true, true) => Ok(true),
-            (true, false) if self.budget.borrow().is_exceeded() && expected => Ok(false),
+            (true, false) if self.budget.borrow().is_exceeded() && status == Status::NAMESPACE_NOT_READY => Ok(false),
             (true, false) => Err(format!("failed: {status}")),
             (false, _) => Ok(false),
         }

@@ -43,6 +43,23 @@ impl Engine {
         self.failed.set();
     }
 
+    /// Too few are left of a block, and the member in `slot` failed to read it, which is not the medium's fault.
+    pub(in crate::ec) fn does_not_read(self: &Rc<Self>, slot: usize) {
+        // Not a newcomer that is in its slot by now.
+        if self.live() >> slot & 1 != 0 && !self.shared.is_offline() {
+            self.fail_member(slot, "it cannot be read");
+        }
+    }
+
+    /// Too many reads of the member in `slot` failed, though it may take writes: it fails, unless the others would not do.
+    pub(in crate::ec) fn reads_badly(self: &Rc<Self>, slot: usize) {
+        let left = (self.live() & !(1 << slot)).count_ones() as usize;
+        if left >= self.table.borrow().quorum() {
+            return self.does_not_read(slot);
+        }
+        tracing::error!("array '{}': reads of member {slot} fail, and it cannot be done without", self.shared.name);
+    }
+
     /// Sends nothing more to a member. What hangs on it may never end: flushes and metadata do not wait for it.
     pub(in crate::ec) fn give_up(&self, slot: usize) {
         self.members[slot].bar();

@@ -1,6 +1,7 @@
 //! Arrays on devices in memory, on a simulated reactor.
 
 mod basic;
+mod faulty;
 mod hung;
 mod joins;
 mod mended;

@@ -17,6 +17,7 @@ use longshore_nvme::wire::Status;
 
 pub(super) use self::compute::range;
 use self::state::{Kind, State};
+use super::child::End;
 use super::engine::Engine;
 use super::faults::{self, Mutant};
 use crate::frame::Submitter;
@@ -97,7 +98,7 @@ impl Txn {
             let l = &engine.shared.layout;
             let i = l.index_at(s.stripe, slot);
             if s.h.give_up(2 * l.n() + i) {
-                me.strip_ended(engine, s, i, true);
+                me.strip_ended(engine, s, i, End::Failed);
             }
         });
     }
@@ -154,11 +155,13 @@ impl Txn {
     }
 
     /// The request to the member of strip `i` has ended, or is not waited for.
-    fn strip_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, failed: bool) {
+    fn strip_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, end: End) {
+        let failed = end != End::Done;
         let member = &engine.members[engine.shared.layout.slot_of(s.stripe, i)];
         match self.phase.get() {
             Phase::Reading if failed => {
                 s.bad |= 1 << i;
+                s.faulty |= u64::from(end == End::Faulty) << i;
                 s.again = true;
             }
             Phase::Reading => {}
@@ -195,7 +198,7 @@ impl Submitter for Txn {
             let base = 2 * engine.shared.layout.n();
             let Some(landed) = engine.landed(&mut s.h, me, s.stripe, base, io, tag) else { return };
             if landed.awaited {
-                me.strip_ended(engine, s, landed.strip, landed.failed);
+                me.strip_ended(engine, s, landed.strip, landed.end);
             } else if me.phase.get() == Phase::Lingering {
                 me.answer(engine, s);
             }

@@ -72,17 +72,21 @@ impl Txn {
         self.read(engine, s);
     }
 
-    /// Of these rows too much cannot be read: less of them is tried, down to a block, then the writes one by one. Who wants a block that
-    /// nothing can be said of, fails.
+    /// Of these rows too much cannot be read: less of them is tried, down to a block, then the writes one by one. Members that do not
+    /// read fail before. Who then wants a block that nothing can be said of, fails.
     pub(super) fn lost(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         let l = &engine.shared.layout;
         if s.bad == 0 {
             engine.shared.counters.unrecovered_reads.add(1);
             return self.end(engine, s, Status::UNRECOVERED_READ_ERROR);
         }
+        let faulty = std::mem::take(&mut s.faulty);
         s.bad = 0;
         if s.window.len() > l.block {
             s.halve(l);
+        } else if faulty != 0 {
+            // Without them it has lost no more than it had, or the array is offline.
+            masked(faulty).for_each(|i| engine.does_not_read(l.slot_of(s.stripe, i)));
         } else if !s.part(l) {
             engine.shared.counters.unrecovered_reads.add(1);
             s.refuse(l);

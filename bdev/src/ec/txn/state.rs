@@ -44,6 +44,8 @@ pub(super) struct State {
     pub(super) plan: Plan,
     /// Strips that could not be read.
     pub(super) bad: u64,
+    /// Those of them whose member does not read.
+    pub(super) faulty: u64,
     /// Strips that are in use, as of the last step.
     pub(super) up: u64,
     /// Something could not be read in this step.
@@ -74,6 +76,7 @@ impl State {
             touch: Touch::of(l.k, l.strip, Span::default(), std::iter::empty()),
             plan: Plan { way: Way::Plain, read: 0, decode: 0 },
             bad: 0,
+            faulty: 0,
             up: 0,
             again: false,
             slot: None,
@@ -87,7 +90,7 @@ impl State {
     /// Takes over writes of the host to a stripe that is locked for them.
     pub(super) fn start(&mut self, stripe: u64, hosts: &mut Vec<IoRef>) {
         (self.stripe, self.locked, self.from, self.most) = (stripe, true, 0, u32::MAX);
-        (self.alone, self.refused, self.in_need, self.bad) = (None, 0, false, 0);
+        (self.alone, self.refused, self.in_need, self.bad, self.faulty) = (None, 0, false, 0, 0);
         hosts.drain(..).for_each(|io| self.h.hold(io));
     }
 
@@ -154,7 +157,7 @@ impl State {
 
     /// This pass is done.
     pub(super) fn advance(&mut self, l: &Layout) {
-        self.bad = 0;
+        (self.bad, self.faulty) = (0, 0);
         if let Some(host) = self.alone {
             let later = self.touching(l) & (u64::MAX << host << 1);
             self.alone = (later != 0).then(|| later.trailing_zeros() as usize);
