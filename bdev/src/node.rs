@@ -126,6 +126,13 @@ impl BdevNode {
         self.aliases.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
+    /// Its name and all others.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names = self.aliases();
+        names.push(self.name().to_owned());
+        names
+    }
+
     pub(crate) fn push_alias(&self, alias: String) {
         self.aliases.write().unwrap_or_else(|e| e.into_inner()).push(alias);
     }

@@ -12,6 +12,7 @@ use crate::device::Bdev;
 use crate::event::{EventSink, NotificationLog};
 use crate::frame::MAX_FRAMES;
 use crate::job::MAX_BLOCK;
+use crate::loading::ToCome;
 use crate::node::BdevNode;
 use crate::vbdev::Configured;
 
@@ -99,6 +100,7 @@ pub struct Registry {
     inner: Mutex<Inner>,
     examiners: Mutex<Vec<Arc<Examiner>>>,
     pub(crate) configured: Configured,
+    pub(crate) to_come: ToCome,
     /// Registrations, removals and resizes, for clients.
     pub notifications: NotificationLog,
 }

@@ -106,12 +106,6 @@ impl Configured {
     }
 }
 
-fn names_of(node: &BdevNode) -> Vec<String> {
-    let mut names = node.aliases();
-    names.push(node.name().to_owned());
-    names
-}
-
 impl Registry {
     /// Remembers how to build a device, and builds it if its base is there. `None`: it waits for its base.
     ///
@@ -126,7 +120,7 @@ impl Registry {
             specs.push(spec.clone());
         }
         let Some(base) = self.find(spec.base()) else { return Ok(None) };
-        if !self.configured.admits(&names_of(&base)) {
+        if !self.configured.admits(&base.names()) {
             return Ok(None);
         }
         match spec.build(self) {
@@ -204,6 +198,11 @@ impl Registry {
         let _ = done.await;
     }
 
+    /// Whether somebody waits for that.
+    pub(crate) fn examination_is_awaited(&self) -> bool {
+        !self.configured.examining.state().1.is_empty()
+    }
+
     /// For an examiner that goes on looking after it returned: until this is dropped,
     /// [`wait_for_examine`](Registry::wait_for_examine) waits.
     pub fn examination(&self) -> Examination {
@@ -212,7 +211,7 @@ impl Registry {
 
     /// Builds what was configured on top of `node`, and shows it to the examiners.
     pub(crate) fn examine(self: &Arc<Self>, node: &Arc<BdevNode>) {
-        let names = names_of(node);
+        let names = node.names();
         if !self.configured.admits(&names) {
             return;
         }
@@ -230,6 +229,8 @@ impl Registry {
                 );
             }
         }
-        self.run_examiners(node);
+        if !self.to_come.sets_aside(&names, node) {
+            self.run_examiners(node);
+        }
     }
 }

@@ -230,7 +230,7 @@ impl Config {
         }
         let target = app.target().map_err(|error| LoadError::Init(error.to_string()))?;
         target.defer_listeners();
-        self.run(app, ignore_errors, |_, when| when == When::Runtime).await?;
+        self.run_the_rest(app, ignore_errors).await?;
         for error in target.open_listeners().await {
             let error = Box::new(RpcError::invalid_params(error.to_string()));
             if ignore_errors {
@@ -259,9 +259,36 @@ impl Config {
         }
         Ok(())
     }
+
+    /// The calls after the initialisation. A device that a later call builds a layer on is left alone until then, and nobody gives up on devices
+    /// that are missing before the last one was made.
+    async fn run_the_rest(&self, app: &Arc<App>, ignore_errors: bool) -> Result<(), LoadError> {
+        let last = self.steps.iter().rposition(|step| step.method.starts_with("bdev_"));
+        let bases = self.steps.iter().filter_map(|step| step.base().map(str::to_owned)).collect();
+        let mut loading = last.map(|_| app.bdevs.load(bases));
+        for (i, step) in self.steps.iter().enumerate() {
+            if app.registry.get(&step.method).is_some_and(|method| method.when() == When::Runtime) {
+                step.run(app, ignore_errors).await?;
+            }
+            if let (Some(loading), Some(base)) = (&mut loading, step.base()) {
+                loading.built(base);
+            }
+            if last == Some(i) {
+                loading = None;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Step {
+    /// The device that the call builds a layer on.
+    fn base(&self) -> Option<&str> {
+        let params =
+            self.params.as_ref().filter(|_| self.method.starts_with("bdev_") && self.method.ends_with("_create"))?;
+        params.get("base_bdev_name").or_else(|| params.get("base_name"))?.as_str()
+    }
+
     async fn run(&self, app: &Arc<App>, ignore_errors: bool) -> Result<(), LoadError> {
         match app.call(&self.method, self.params.as_ref()).await {
             Ok(_) => Ok(()),

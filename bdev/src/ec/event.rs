@@ -64,23 +64,44 @@ pub enum Event {
     ScrubStopped,
 }
 
+/// The name by which clients know that a spare took the place of a member.
+pub(super) const SPARE_USED: &str = "bdev_ec_spare_used";
+
 impl Event {
+    /// All names by which clients know events of arrays.
+    pub const NAMES: [&str; 14] = [
+        "bdev_ec_member_failed",
+        "bdev_ec_degraded",
+        "bdev_ec_offline",
+        "bdev_ec_started",
+        "bdev_ec_rebuild_started",
+        "bdev_ec_rebuild_finished",
+        "bdev_ec_rebuild_stopped",
+        "bdev_ec_rebuild_failed",
+        "bdev_ec_scrub_started",
+        "bdev_ec_scrub_ambiguous",
+        "bdev_ec_scrub_repaired",
+        "bdev_ec_scrub_finished",
+        "bdev_ec_scrub_stopped",
+        SPARE_USED,
+    ];
+
     /// The name by which clients know it.
     pub fn name(&self) -> &'static str {
         match self {
-            Event::MemberFailed { .. } => "bdev_ec_member_failed",
-            Event::Degraded { .. } => "bdev_ec_degraded",
-            Event::Offline { .. } => "bdev_ec_offline",
-            Event::Started { .. } => "bdev_ec_started",
-            Event::RebuildStarted { .. } => "bdev_ec_rebuild_started",
-            Event::RebuildFinished { .. } => "bdev_ec_rebuild_finished",
-            Event::RebuildStopped { .. } => "bdev_ec_rebuild_stopped",
-            Event::RebuildFailed { .. } => "bdev_ec_rebuild_failed",
-            Event::ScrubStarted => "bdev_ec_scrub_started",
-            Event::ScrubMismatch { repaired: 0, .. } => "bdev_ec_scrub_ambiguous",
-            Event::ScrubMismatch { .. } => "bdev_ec_scrub_repaired",
-            Event::ScrubFinished => "bdev_ec_scrub_finished",
-            Event::ScrubStopped => "bdev_ec_scrub_stopped",
+            Event::MemberFailed { .. } => Event::NAMES[0],
+            Event::Degraded { .. } => Event::NAMES[1],
+            Event::Offline { .. } => Event::NAMES[2],
+            Event::Started { .. } => Event::NAMES[3],
+            Event::RebuildStarted { .. } => Event::NAMES[4],
+            Event::RebuildFinished { .. } => Event::NAMES[5],
+            Event::RebuildStopped { .. } => Event::NAMES[6],
+            Event::RebuildFailed { .. } => Event::NAMES[7],
+            Event::ScrubStarted => Event::NAMES[8],
+            Event::ScrubMismatch { repaired: 0, .. } => Event::NAMES[9],
+            Event::ScrubMismatch { .. } => Event::NAMES[10],
+            Event::ScrubFinished => Event::NAMES[11],
+            Event::ScrubStopped => Event::NAMES[12],
         }
     }
 }

@@ -169,6 +169,7 @@ pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
         out.extend(allowed.iter().map(|name| Entry::new("bdev_examine", json!({"name": name}))));
         let mut modules = bdev_layer::dump(&app);
         modules.push((2, options::raid_options(&app)));
+        modules.extend(bdev_ec::dump_options(&app).map(|entry| (2, entry)));
         let mut recipes = app.recipes.all();
         recipes.sort_by_key(|recipe| recipe.kind);
         modules.extend(

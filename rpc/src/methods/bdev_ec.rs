@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use longshore_bdev::BdevNode;
-use longshore_bdev::ec::arrays::{self, ASSEMBLE_TIMEOUT, ArrayInfo};
+use longshore_bdev::ec::arrays::{self, ASSEMBLE_TIMEOUT, ArrayInfo, REPLACE_TIMEOUT, Replacement};
 use longshore_bdev::ec::create::Options;
 use longshore_bdev::ec::format::MemberState;
 use longshore_bdev::ec::{Ec, ScrubOptions, Tuning};
@@ -63,6 +63,8 @@ params! {
         member_timeout_ms: Option<u32>,
         /// Seconds that a member that failed may take to return before a spare takes its place; at first 0.
         spare_delay_sec: Option<u32>,
+        /// Seconds that requests which hang on a device that is to leave its slot are waited for; then `bdev_ec_replace_base_bdev` gives up. At first 30.
+        replace_timeout_sec: Option<u32>,
     }
 }
 
@@ -108,7 +110,8 @@ pub(super) fn declare(registry: &mut Registry) {
                 "Erasure-coded arrays, their members and counters. Parity rotates, so that every member has the role `rotating`. Its state \
                  is `normal`, `failed`, `replacing` or `empty`. `overhead_percent` is parity and metadata as a share of what the members \
                  have together, what larger members have unused included. `needs_rebuild` says that it lacks data. `rebuild_progress`, in percent, is there while a \
-                 member is being rebuilt; `spares` are devices that may take the place of a member. `reason` says why a member failed since the array started, and \
+                 member is being rebuilt; `spares` are devices that may take the place of a member. `reason` says why a member failed since the array started, `replacement` which \
+                 device is being taken into the slot and, as `waits_for`, the device that has to end requests first which hang on it, and \
                  `unused_bdevs` which devices of it were found and not taken, and why. An array that is not started is not listed: asked for by \
                  its name, it is an error that says why.",
             )
@@ -213,6 +216,9 @@ async fn set_options(app: Arc<App>, p: SetOptions) -> Reply {
     if let Some(seconds) = p.spare_delay_sec {
         app.arrays.set_spare_delay(Duration::from_secs(seconds.into()));
     }
+    if let Some(seconds) = p.replace_timeout_sec {
+        app.arrays.set_replace_timeout(Duration::from_secs(seconds.into()));
+    }
     if let Some(seconds) = p.assemble_timeout_sec {
         app.arrays.set_assemble_timeout(Duration::from_secs(seconds.into()));
     }
@@ -270,6 +276,10 @@ fn state(state: MemberState) -> &'static str {
     }
 }
 
+fn replacement(r: &Replacement) -> Value {
+    json!({"name": r.name, "waits_for": r.waits_for})
+}
+
 fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
     let (l, s) = (&info.layout, &info.stats);
     let failed = info.members.iter().filter(|m| m.state != MemberState::InSync).count();
@@ -280,7 +290,7 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
         json!({
             "name": m.name, "slot": slot, "role": "rotating", "state": state(m.state), "size": m.bytes,
             "unused": m.bytes.map(|b| b.saturating_sub(smallest)), "reason": m.why,
-            "needs_rebuild": m.state != MemberState::InSync,
+            "needs_rebuild": m.state != MemberState::InSync, "replacement": m.replacement.as_ref().map(replacement),
         })
     });
     let unused = info.passed_over.iter().map(|(name, why)| json!({"name": name, "reason": why}));
@@ -309,8 +319,8 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
     out
 }
 
-/// The calls that make the arrays again, those that were made by calls.
-pub(super) fn dump(app: &App) -> Vec<Entry> {
+/// The call that says how arrays are found and run: before their devices are there, or it would not hold for arrays that are found on these.
+pub(super) fn dump_options(app: &App) -> Option<Entry> {
     let (absent, slow) = (app.arrays.assemble_timeout(), app.arrays.tuning().write_timeout);
     // Said only if it was set: clients compare dumps.
     let mut options = Map::new();
@@ -324,10 +334,18 @@ pub(super) fn dump(app: &App) -> Vec<Entry> {
     if !delay.is_zero() {
         options.insert("spare_delay_sec".into(), delay.as_secs().into());
     }
-    let options = (!options.is_empty()).then(|| Entry::new("bdev_ec_set_options", Value::Object(options)));
+    let hanging = app.arrays.replace_timeout();
+    if hanging != REPLACE_TIMEOUT {
+        options.insert("replace_timeout_sec".into(), hanging.as_secs().into());
+    }
+    (!options.is_empty()).then(|| Entry::new("bdev_ec_set_options", Value::Object(options)))
+}
+
+/// The calls that make the arrays again, those that were made by calls.
+pub(super) fn dump(app: &App) -> Vec<Entry> {
     let made: Vec<Value> = App::lock(&app.arrays_made).values().cloned().collect();
     let made = made.into_iter().map(|made| Entry::new("bdev_ec_create", as_it_is(app, made)));
-    options.into_iter().chain(made).chain(bdev_ec_rebuild::dump(app)).collect()
+    made.chain(bdev_ec_rebuild::dump(app)).collect()
 }
 
 /// The call that made an array, with the members that it has now.

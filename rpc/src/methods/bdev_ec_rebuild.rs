@@ -235,7 +235,7 @@ pub(super) fn dump(app: &App) -> Vec<Entry> {
             out.push(Entry::new("bdev_ec_set_rebuild_qos", params));
         }
     }
-    for spare in app.arrays.spares() {
+    for spare in app.arrays.spares(&app.bdevs) {
         let mut params = json!({"bdev_name": spare.name});
         if let Some(array) = spare.array {
             params["ec_name"] = array.into();

@@ -1,5 +1,6 @@
 //! `notify_*`: what happened to block devices.
 
+use longshore_bdev::ec::Event;
 use serde_json::{Value, json};
 
 use crate::error::INVALID_PARAMS;
@@ -18,7 +19,8 @@ params! {
 pub(super) fn declare(registry: &mut Registry) {
     registry.add(
         Method::bare("notify_get_types", When::Runtime, "No parameters required", |_| async {
-            Ok(json!(["bdev_register", "bdev_unregister", "bdev_resize"]))
+            let devices = ["bdev_register", "bdev_unregister", "bdev_resize"];
+            Ok(devices.iter().chain(&Event::NAMES).copied().collect::<Value>())
         })
         .doc("The kinds of event that there are.")
         .result("array of strings")

@@ -213,6 +213,35 @@ fn a_member_that_is_back_is_brought_up_to_date_by_the_write_intent_bitmap() {
 }
 
 #[test]
+fn a_stale_member_is_asked_for_once_at_each_start_and_nothing_is_said_against_it() {
+    let (disks, rig) = made("once", 3);
+    rig.call("bdev_ec_delete", json!({"name": "Ec0", "clear_sb": true})).unwrap();
+    let named = json!({"name": "StaleOnce", "data_chunk_count": 2, "parity_chunk_count": 1, "strip_size_kb": 64, "base_bdevs": ["d0", "d1", "d2"]});
+    rig.call("bdev_ec_create", named).unwrap();
+    let failed =
+        |rig: &Rig| rig.call("bdev_ec_get_bdevs", json!({"name": "StaleOnce"})).unwrap()[0]["failed_count"].clone();
+    drop(rig);
+    for turn in 0..10 {
+        {
+            let rig = Rig::on(&disks, 1);
+            rig.call("bdev_ec_set_options", json!({"assemble_timeout_sec": 0})).unwrap();
+            rig.attach(&disks, 2);
+            rig.settle();
+            assert_eq!(failed(&rig), json!(1), "turn {turn}");
+        }
+        let rig = Rig::on(&disks, 3);
+        rig.settle();
+        let started = std::time::Instant::now();
+        while failed(&rig) != json!(0) {
+            assert!(started.elapsed().as_secs() < 60, "it is not taken back");
+            std::thread::yield_now();
+        }
+    }
+    assert!(said(&["'StaleOnce'", "is back as member 1"]));
+    assert!(!said(&["'StaleOnce' does not take"]), "it was asked for twice");
+}
+
+#[test]
 fn a_failed_member_whose_device_is_mended_is_taken_back_by_starting_its_rebuild() {
     let disks = Disks::new("mended", 3);
     let rig = Rig::on(&disks, 3);

@@ -38,7 +38,7 @@ fn a_spare_takes_the_place_of_a_member_that_fails_by_itself_and_one_after_anothe
     // One that was saved before the spare was used can be applied all the same.
     std::fs::write(disks.path(0), vec![0; DISK as usize]).unwrap();
     std::fs::write(disks.path(1), vec![0; DISK as usize]).unwrap();
-    for config in [before, saved] {
+    for config in [before, saved.clone()] {
         let rig = Rig::new();
         block_on(rig.app.init()).unwrap();
         for i in [2, 3, 4, 0, 1] {
@@ -55,6 +55,63 @@ fn a_spare_takes_the_place_of_a_member_that_fails_by_itself_and_one_after_anothe
             (names(&a), &a["spares"], rig.read(BYTES)),
             (vec![Some("d4"), Some("d3"), Some("d2")], &json!([]), Ok(0x61))
         );
+    }
+    // And as a daemon applies its own: the same array, and nothing else to save.
+    let rig = Rig::new();
+    block_on(Config::parse(saved.as_bytes()).unwrap().apply(&rig.app, false)).unwrap();
+    let a = rig.array();
+    assert_eq!(
+        (states(&a), names(&a), &a["spares"]),
+        (vec!["normal"; 3], vec![Some("d4"), Some("d3"), Some("d2")], &json!([]))
+    );
+    assert_eq!(block_on(config::dump(&rig.app)), saved);
+}
+
+#[test]
+fn a_configuration_saved_while_a_spare_is_being_rebuilt_starts_the_same_array_whose_rebuild_goes_on() {
+    let (_disks, rig) = with_spare("halfway");
+    rig.call("bdev_ec_set_rebuild_qos", json!({"ec_name": "Ec0", "paused": true})).unwrap();
+    rig.call("bdev_ec_set_options", json!({"member_timeout_ms": 7000})).unwrap();
+    rig.call("bdev_uring_delete", json!({"name": "d1"})).unwrap();
+    rig.array_when(|a| states(a)[1] == "replacing");
+    let saved = block_on(config::dump(&rig.app));
+    assert!(!saved.contains("bdev_ec_add_spare"), "{saved}");
+    let at = |what: &str| saved.find(what).unwrap_or_else(|| panic!("no {what}: {saved}"));
+    assert!(at("bdev_ec_set_options") < at("bdev_uring_create"), "or arrays are found before it holds: {saved}");
+    drop(rig);
+    let rig = Rig::new();
+    block_on(Config::parse(saved.as_bytes()).unwrap().apply(&rig.app, false)).unwrap();
+    assert_eq!(block_on(config::dump(&rig.app)), saved);
+    rig.call("bdev_ec_set_rebuild_qos", json!({"ec_name": "Ec0"})).unwrap();
+    let a = rig.whole();
+    assert_eq!(
+        (names(&a), &a["spares"], rig.read(BYTES)),
+        (vec![Some("d0"), Some("d3"), Some("d2")], &json!([]), Ok(0x61))
+    );
+}
+
+#[test]
+fn every_kind_of_event_that_an_array_has_told_is_among_the_types() {
+    let (_disks, rig) = with_spare("types");
+    rig.call("bdev_uring_delete", json!({"name": "d1"})).unwrap();
+    rig.whole();
+    rig.call("bdev_ec_start_scrub", json!({"ec_name": "Ec0"})).unwrap();
+    while rig.call("bdev_ec_get_scrub_progress", json!({"ec_name": "Ec0"})).unwrap()["state"] != "finished" {
+        std::thread::yield_now();
+    }
+    let types = rig.call("notify_get_types", Value::Null).unwrap();
+    let told = rig.events();
+    for kind in [
+        "bdev_ec_member_failed",
+        "bdev_ec_degraded",
+        "bdev_ec_spare_used",
+        "bdev_ec_rebuild_finished",
+        "bdev_ec_scrub_finished",
+    ] {
+        assert!(told.contains(&kind.into()), "no {kind}: {told:?}");
+    }
+    for kind in told {
+        assert!(types.as_array().unwrap().contains(&json!(kind)), "{kind}");
     }
 }
 

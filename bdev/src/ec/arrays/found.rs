@@ -1,6 +1,7 @@
 //! Arrays that are found on devices as these are registered.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,69 +17,161 @@ use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
 
 /// How often somebody who waits for members looks whether another one has started the array meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Patience with a device whose superblock is being read, once absent members were waited for long enough.
+const READING: Duration = Duration::from_secs(10);
 
 /// Devices that had a superblock when they were looked at, by array.
-pub(super) type Found = Mutex<BTreeMap<Uuid, Vec<Weak<BdevNode>>>>;
+#[derive(Default)]
+pub(super) struct Found {
+    by_array: Mutex<BTreeMap<Uuid, Vec<Seen>>>,
+    /// Devices whose superblocks are being read.
+    reading: AtomicUsize,
+}
 
-impl Arrays {
-    fn found(&self) -> MutexGuard<'_, BTreeMap<Uuid, Vec<Weak<BdevNode>>>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+struct Seen {
+    device: Weak<BdevNode>,
+    offer: Offer,
+}
+
+/// Whether the running array was asked to take a device back: by one, and once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Offer {
+    No,
+    UnderWay,
+    Made,
+}
+
+impl Found {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Uuid, Vec<Seen>>> {
+        self.by_array.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Array `uuid` is about to start: each device is asked for anew.
+    pub(super) fn starts(&self, uuid: Uuid) {
+        let mut all = self.all();
+        for seen in all.get_mut(&uuid).into_iter().flatten() {
+            seen.offer = Offer::No;
+        }
+    }
+
+    fn mark(&self, uuid: Uuid, device: &Arc<BdevNode>, from: Offer, to: Offer) -> bool {
+        let mut all = self.all();
+        let mut seen = all.get_mut(&uuid).into_iter().flatten();
+        let Some(seen) = seen.find(|s| s.device.as_ptr() == Arc::as_ptr(device)) else { return false };
+        let was = seen.offer == from;
+        if was {
+            seen.offer = to;
+        }
+        was
+    }
+}
+
+/// A superblock is being read.
+struct Reading(Arc<Arrays>);
+
+impl Reading {
+    fn begin(arrays: &Arc<Arrays>) -> Reading {
+        arrays.found.reading.fetch_add(1, Ordering::AcqRel);
+        Reading(arrays.clone())
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.found.reading.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Arrays {
     pub(super) fn look_at(self: Arc<Self>, registry: &Arc<Registry>, node: &Arc<BdevNode>) {
         let Some(core) = self.cores.first().cloned() else { return };
         if node.claim().is_some() || array(node).is_some() {
             return;
         }
         let (registry, node, under_way) = (registry.clone(), node.clone(), registry.examination());
+        let reading = Reading::begin(&self);
         core.send(move |r| {
             let reactor = r.clone();
             drop(r.spawn(async move {
-                self.examine(&reactor, &registry, &node).await;
+                self.examine(&reactor, &registry, &node, reading).await;
                 drop(under_way);
             }));
         });
     }
 
-    async fn examine(self: &Arc<Self>, reactor: &Reactor, registry: &Arc<Registry>, node: &Arc<BdevNode>) {
+    async fn examine(
+        self: &Arc<Self>,
+        reactor: &Reactor,
+        registry: &Arc<Registry>,
+        node: &Arc<BdevNode>,
+        reading: Reading,
+    ) {
         let Some(superblock) = superblock_of(registry, node).await else { return };
         let array = superblock.array;
         drop(superblock);
         self.remember(array, node);
-        let started = reactor.now();
+        drop(reading);
+        let mut since = reactor.now();
         let patience = reactor.ticks(self.assemble_timeout());
         loop {
-            let waited = reactor.now().saturating_sub(started) >= patience;
+            if registry.more_to_come() {
+                since = reactor.now();
+            }
+            let elapsed = reactor.now().saturating_sub(since);
+            // What is being read may be what is missing; but a device may never answer.
+            let patience = match self.found.reading.load(Ordering::Acquire) {
+                0 => patience,
+                _ => patience.saturating_add(reactor.ticks(READING)),
+            };
+            let waited = elapsed >= patience && !registry.more_to_come();
             if self.consider(registry, array, waited).await || waited {
                 break;
             }
             reactor.sleep(LOOK_AGAIN).await;
         }
         // The array runs without it: it may be a member that is back.
-        if node.claim().is_none()
-            && !node.is_removing()
-            && let Some(upper) = registry.find(&array.to_string())
-        {
-            self.readmit(reactor, registry, &upper, node).await;
+        if let Some(upper) = registry.find(&array.to_string()) {
+            self.offer(reactor, registry, &upper, node).await;
         }
+    }
+
+    /// Asks a running array to take back a device that was found, unless somebody else does or did.
+    pub(super) async fn offer(
+        self: &Arc<Self>,
+        reactor: &Reactor,
+        registry: &Arc<Registry>,
+        upper: &Arc<BdevNode>,
+        device: &Arc<BdevNode>,
+    ) {
+        let free = device.claim().is_none() && !device.is_removing();
+        if free && self.found.mark(upper.uuid(), device, Offer::No, Offer::UnderWay) {
+            self.readmit(reactor, registry, upper, device).await;
+            self.found.mark(upper.uuid(), device, Offer::UnderWay, Offer::Made);
+        }
+    }
+
+    /// Whether a running array is being asked to take a device back.
+    pub(super) fn is_offered(&self, uuid: Uuid) -> bool {
+        self.found.all().get(&uuid).into_iter().flatten().any(|s| s.offer == Offer::UnderWay)
     }
 
     /// Array `uuid` was found on a device.
     pub(super) fn remember(&self, uuid: Uuid, device: &Arc<BdevNode>) {
-        let mut found = self.found();
+        let mut found = self.found.all();
         let list = found.entry(uuid).or_default();
-        list.retain(|n| n.upgrade().is_some_and(|n| !Arc::ptr_eq(&n, device)));
-        list.push(Arc::downgrade(device));
+        list.retain(|s| s.device.upgrade().is_some_and(|n| !Arc::ptr_eq(&n, device)));
+        list.push(Seen { device: Arc::downgrade(device), offer: Offer::No });
     }
 
     /// Devices on which array `uuid` was found, and that nobody uses.
     pub(super) fn found_of(&self, registry: &Registry, uuid: Uuid) -> Vec<Arc<BdevNode>> {
         let mut nodes: Vec<Arc<BdevNode>> = {
-            let mut found = self.found();
+            let mut found = self.found.all();
             let Some(list) = found.get_mut(&uuid) else { return Vec::new() };
-            list.retain(|n| n.upgrade().is_some_and(|n| !n.is_removing()));
-            list.iter().filter_map(Weak::upgrade).filter(|n| n.claim().is_none()).collect()
+            list.retain(|s| s.device.upgrade().is_some_and(|n| !n.is_removing()));
+            list.iter().filter_map(|s| s.device.upgrade()).filter(|n| n.claim().is_none()).collect()
         };
         // What is said about them is the same however long each took to be looked at.
         let order = registry.list();

@@ -1,6 +1,6 @@
 //! What a running array is, for whoever asks.
 
-use super::{Arrays, array};
+use super::{Arrays, Replacement, array};
 use crate::ec::format::MemberState;
 use crate::ec::layout::Layout;
 use crate::ec::rebuild::RebuildProgress;
@@ -18,6 +18,8 @@ pub struct MemberInfo {
     pub bytes: Option<u64>,
     /// Why it failed, if it did since the array started.
     pub why: Option<&'static str>,
+    /// The device that is being taken into its slot.
+    pub replacement: Option<Replacement>,
 }
 
 /// What a running array is.
@@ -56,7 +58,7 @@ impl Arrays {
             let bytes = below.map(|n| n.num_blocks().saturating_mul(u64::from(n.geometry().block_size)));
             let state = ec.member_state(slot);
             let why = note.failed.get(&slot).copied().filter(|_| state == MemberState::Failed);
-            MemberInfo { name, state, bytes, why }
+            MemberInfo { name, state, bytes, why, replacement: self.seats.of(node.uuid(), slot) }
         };
         let members = (0..layout.n()).map(member).collect();
         Some(ArrayInfo {

@@ -1,7 +1,7 @@
 //! Devices that become members of running arrays: put in place of one by the user, back again, or taken from the spares.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use longshore_reactor::Reactor;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::link::Link;
 use super::{Arrays, array};
 use crate::ec::assemble::{Rejection, fits};
-use crate::ec::create::{MemberIo, probe, within};
+use crate::ec::create::{MemberIo, probe};
 use crate::ec::device::Ec;
 use crate::ec::format::{MemberEntry, MemberState, RebuildMode, Superblock};
 use crate::ec::layout::Layout;
@@ -19,46 +19,8 @@ use crate::ec::start::engine_here;
 use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
 
-/// Patience with requests that still hang on the device that is to leave a slot.
+/// Patience with an array that has not noticed yet that a member's device has gone.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Slots, by array, that a device is being taken into.
-#[derive(Default)]
-pub(super) struct Seats(Mutex<BTreeSet<(Uuid, usize)>>);
-
-/// A slot that nobody else takes a device into.
-struct Seat<'a>(&'a Seats, (Uuid, usize));
-
-impl Seats {
-    fn all(&self) -> MutexGuard<'_, BTreeSet<(Uuid, usize)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, node: &BdevNode, slot: usize) -> Result<Seat<'_>, BdevError> {
-        let at = (node.uuid(), slot);
-        if !self.all().insert(at) {
-            let why = "another device is being taken into that slot: wait for it";
-            return Err(BdevError::Busy { name: node.name().to_owned(), why });
-        }
-        Ok(Seat(self, at))
-    }
-
-    /// Whether a device is being taken into `slot` of `array`.
-    pub(super) fn has(&self, array: Uuid, slot: usize) -> bool {
-        self.all().contains(&(array, slot))
-    }
-
-    /// Whether a device is being taken into some slot of `array`.
-    pub(super) fn any(&self, array: Uuid) -> bool {
-        self.all().iter().any(|at| at.0 == array)
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        self.0.all().remove(&self.1);
-    }
-}
 
 /// As what a device is taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -208,9 +170,10 @@ impl Arrays {
     ) -> Result<RebuildMode, BdevError> {
         let Some(ec) = array(node) else { return Err(BdevError::NotFound(node.name().to_owned())) };
         has_slot(node, ec, slot)?;
-        let _seat = self.seats.take(node, slot)?;
         let newcomer = registry.find(device).ok_or_else(|| BdevError::NotFound(device.to_owned()))?;
         let device = newcomer.name().to_owned();
+        let seat = self.seats.take(node, slot, &device)?;
+        let patience = self.replace_timeout();
         let in_use = |slot| matches!(ec.member_state(slot), MemberState::InSync | MemberState::Rebuilding);
         if ec.shared.member_name(slot).as_deref() == Some(&device) {
             if in_use(slot) {
@@ -219,7 +182,7 @@ impl Arrays {
                     node.name()
                 )));
             }
-            vacate(reactor, ec, slot).await?;
+            seat.vacated(reactor, ec, patience).await?;
             self.remember(node.uuid(), &newcomer);
         }
         // A spare is held by the pool: if it does not become a member, it goes back there.
@@ -255,7 +218,7 @@ impl Arrays {
         if in_use(slot) {
             ec.retire(slot).await?;
         }
-        vacate(reactor, ec, slot).await?;
+        seat.vacated(reactor, ec, patience).await?;
         let uuid = found.as_ref().map_or_else(Uuid::new_v4, |s| s.member().uuid);
         let mode = ec.join(slot, Newcomer { desc: io.into_desc(), uuid, found }).await?;
         if let Some(lent) = lent {
@@ -264,6 +227,16 @@ impl Arrays {
         link.tie_one(node, slot, &newcomer);
         self.notes.joined(node.uuid(), slot, &device);
         Ok(mode)
+    }
+
+    /// How long requests may hang on a device that is to leave its slot, before that is given up.
+    pub fn replace_timeout(&self) -> Duration {
+        Duration::from_millis(self.replace_timeout_ms.load(Ordering::Relaxed))
+    }
+
+    /// Sets how long requests may hang on a device that is to leave its slot, before that is given up.
+    pub fn set_replace_timeout(&self, timeout: Duration) {
+        self.replace_timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Takes a device back that has a superblock of a running array, if it is the member that the array lost.
@@ -281,6 +254,8 @@ impl Arrays {
         let why = match self.belongs(reactor, ec, &s, device).await {
             None => return,
             Some(Err(why)) => why,
+            // Somebody asks for just that.
+            Some(Ok(slot)) if self.seats.of(node.uuid(), slot).is_some_and(|r| r.name == device.name()) => return,
             Some(Ok(slot)) => match self.take_in(reactor, registry, node, slot, device.name(), As::Returning).await {
                 Ok(mode) => {
                     let how = match mode {
@@ -354,10 +329,4 @@ async fn table(ec: &Ec) -> Option<Vec<MemberEntry>> {
     let id = ec.shared.id;
     let home = &ec.shared.home;
     home.spawn(move |_| async move { engine_here(id).map(|e| e.table.borrow().members.clone()) }).await.ok().flatten()
-}
-
-async fn vacate(reactor: &Reactor, ec: &Ec, slot: usize) -> Result<(), BdevError> {
-    let name = ec.shared.member_name(slot).unwrap_or_default();
-    let why = "requests of the array hang on it: try again when it has ended them";
-    within(reactor, PATIENCE, ec.vacated(slot)).await.unwrap_or(Err(BdevError::Busy { name, why }))
 }

@@ -1,7 +1,7 @@
 //! The arrays of a daemon: made, found on devices as these come, and given up.
 //!
 //! Devices are looked at when they are registered. Those of an array are started together as soon as [`decide`](super::assemble::decide) says so; absent ones are
-//! waited for [`Arrays::assemble_timeout`] from the first on. Whoever makes or starts an array has the turn: one at a time, so that
+//! waited for [`Arrays::assemble_timeout`] from the first on, or from the end of the configuration that is being applied. Whoever makes or starts an array has the turn: one at a time, so that
 //! nobody makes an array of devices that another one is being started from.
 
 mod found;
@@ -9,10 +9,12 @@ mod info;
 mod join;
 mod link;
 mod notes;
+mod seats;
 mod spares;
 mod turns;
 
 pub use info::{ArrayInfo, MemberInfo};
+pub use seats::{REPLACE_TIMEOUT, Replacement};
 pub use spares::SpareInfo;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -31,12 +33,12 @@ use super::tuning::Tuning;
 use crate::desc::BdevDesc;
 use crate::node::BdevNode;
 use crate::registry::{BdevError, Registry};
-use found::Found;
-use join::Seats;
+use found::{Found, LOOK_AGAIN};
 use link::Link;
 use notes::Notes;
-use spares::{AtSpares, Spares};
-use turns::Turns;
+use seats::Seats;
+use spares::Spares;
+use turns::{AtSpares, Turns};
 
 /// Patience with absent members, unless set otherwise.
 pub const ASSEMBLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +51,7 @@ pub struct Arrays {
     timeout_ms: AtomicU64,
     tuning: Mutex<Tuning>,
     spare_delay_ms: AtomicU64,
+    replace_timeout_ms: AtomicU64,
     found: Found,
     notes: Notes,
     seats: Seats,
@@ -83,6 +86,7 @@ impl Arrays {
             timeout_ms: AtomicU64::new(ASSEMBLE_TIMEOUT.as_millis() as u64),
             tuning: Mutex::default(),
             spare_delay_ms: AtomicU64::new(0),
+            replace_timeout_ms: AtomicU64::new(REPLACE_TIMEOUT.as_millis() as u64),
             found: Found::default(),
             notes: Notes::default(),
             seats: Seats::default(),
@@ -197,6 +201,7 @@ impl Arrays {
         }
         tracing::warn!("array '{name}' is to try, not for data yet: not all tests of what it survives have been run");
         self.notes.started(uuid, &name, passed_over);
+        self.found.starts(uuid);
         let stopping = BdevError::Busy { name: name.clone(), why: "the reactors are stopping" };
         let (me, watched, bdevs) = (Arc::downgrade(self), name.clone(), Arc::downgrade(registry));
         let watch = Box::new(move |event| {
@@ -228,7 +233,11 @@ impl Arrays {
             drop(r.spawn(async move {
                 if found {
                     for device in me.found_of(&registry, node.uuid()) {
-                        me.readmit(&reactor, &registry, &node, &device).await;
+                        me.offer(&reactor, &registry, &node, &device).await;
+                    }
+                    // Spares are for slots whose members do not come back.
+                    while me.is_offered(node.uuid()) {
+                        reactor.sleep(LOOK_AGAIN).await;
                     }
                 }
                 // Spares may wait for long.

@@ -1,12 +1,10 @@
 //! Devices that stand by: the first that fits takes the place of a member that failed.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use longshore_reactor::Reactor;
-use uuid::Uuid;
 
 use super::join::{As, may_hold};
 use super::{Arrays, array};
@@ -14,6 +12,7 @@ use crate::desc::BdevDesc;
 use crate::ec::assemble::fits;
 use crate::ec::create::{MemberIo, probe, wipe};
 use crate::ec::device::Ec;
+use crate::ec::event::SPARE_USED;
 use crate::ec::format::MemberState;
 use crate::ec::txn::masked;
 use crate::event::BdevEvent;
@@ -168,7 +167,7 @@ impl Arrays {
             },
             None => None,
         };
-        if let Some(spare) = self.spares().into_iter().find(|s| s.name == device) {
+        if let Some(spare) = self.spares(registry).into_iter().find(|s| s.name == device) {
             if spare.array == of {
                 return Ok(());
             }
@@ -224,9 +223,12 @@ impl Arrays {
         }
     }
 
-    /// All that stand by.
-    pub fn spares(&self) -> Vec<SpareInfo> {
-        self.spares.all().iter().map(|s| s.info.clone()).collect()
+    /// All that stand by. One that has become a member just now does not.
+    pub fn spares(&self, registry: &Registry) -> Vec<SpareInfo> {
+        let spares: Vec<_> = self.spares.all().iter().map(|s| s.info.clone()).collect();
+        let nodes = registry.list();
+        let member = |s: &SpareInfo| nodes.iter().any(|n| array(n).is_some_and(|ec| is_joined(ec, &s.name)));
+        spares.into_iter().filter(|s| !member(s)).collect()
     }
 
     /// Names of those that may become members of array `name`.
@@ -310,12 +312,13 @@ impl Arrays {
             match self.take_in(reactor, registry, node, slot, &spare, As::Any { force: false }).await {
                 Ok(_) => {
                     tracing::warn!("array '{}': spare '{spare}' takes the place of member {slot}", node.name());
-                    registry.notifications.push("bdev_ec_spare_used", node.name());
+                    registry.notifications.push(SPARE_USED, node.name());
                     return;
                 }
                 // The array's trouble, or somebody else is at that slot: not the spare's fault.
                 Err(e @ BdevError::Busy { .. }) => {
                     tracing::warn!("array '{}': no spare for slot {slot} now: {e}", node.name());
+                    self.use_spares_when_vacant(reactor, registry, node, slot);
                     return;
                 }
                 Err(e) => {
@@ -327,35 +330,26 @@ impl Arrays {
     }
 }
 
-/// Arrays that somebody looks for spares for. True: once more, when that is done.
-#[derive(Default)]
-pub(super) struct AtSpares(Mutex<BTreeMap<Uuid, bool>>);
-
-impl AtSpares {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<Uuid, bool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// False: somebody is at it, and will look again.
-    fn begin(&self, array: Uuid) -> bool {
-        let mut all = self.all();
-        if let Some(again) = all.get_mut(&array) {
-            *again = true;
-            return false;
+impl Arrays {
+    /// A device on which requests hang keeps its slot from spares, until it ends them.
+    fn use_spares_when_vacant(
+        self: &Arc<Self>,
+        reactor: &Reactor,
+        registry: &Arc<Registry>,
+        node: &Arc<BdevNode>,
+        slot: usize,
+    ) {
+        let hangs = array(node).is_some_and(|ec| lost(ec, slot) && ec.shared.descs()[slot].is_some());
+        if !hangs {
+            return;
         }
-        all.insert(array, false);
-        true
-    }
-
-    /// False: look again.
-    fn end(&self, array: Uuid) -> bool {
-        let mut all = self.all();
-        if all.get(&array) == Some(&true) {
-            all.insert(array, false);
-            return false;
-        }
-        all.remove(&array);
-        true
+        let (me, registry, node) = (self.clone(), registry.clone(), node.clone());
+        drop(reactor.spawn(async move {
+            let Some(ec) = array(&node) else { return };
+            if ec.vacated(slot).await.is_ok() {
+                me.tend(&registry, &node, false);
+            }
+        }));
     }
 }
 
@@ -366,6 +360,11 @@ fn lost(ec: &Ec, slot: usize) -> bool {
 fn suits(ec: &Ec, node: &BdevNode) -> bool {
     let block = node.geometry().block_size;
     fits(node.num_blocks().saturating_mul(u64::from(block)), block, &ec.shared.layout).is_ok()
+}
+
+/// Whether superblocks name the device a member that is used.
+fn is_joined(ec: &Ec, device: &str) -> bool {
+    (0..ec.shared.layout.n()).any(|slot| !lost(ec, slot) && ec.shared.member_name(slot).as_deref() == Some(device))
 }
 
 fn is_member(ec: &Ec, device: &str) -> bool {

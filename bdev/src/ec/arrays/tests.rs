@@ -1,3 +1,4 @@
+mod hung;
 mod removal;
 mod takeover;
 

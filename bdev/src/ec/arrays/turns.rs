@@ -1,9 +1,10 @@
 //! One at a time, in the order of asking.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longshore_reactor::oneshot;
+use uuid::Uuid;
 
 /// Hands out turns.
 #[derive(Default)]
@@ -51,5 +52,37 @@ impl Drop for Turn<'_> {
             }
         }
         s.taken = false;
+    }
+}
+
+/// Arrays that somebody looks for spares for. True: once more, when that is done.
+#[derive(Default)]
+pub(super) struct AtSpares(Mutex<BTreeMap<Uuid, bool>>);
+
+impl AtSpares {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Uuid, bool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False: somebody is at it, and will look again.
+    pub(super) fn begin(&self, array: Uuid) -> bool {
+        let mut all = self.all();
+        if let Some(again) = all.get_mut(&array) {
+            *again = true;
+            return false;
+        }
+        all.insert(array, false);
+        true
+    }
+
+    /// False: look again.
+    pub(super) fn end(&self, array: Uuid) -> bool {
+        let mut all = self.all();
+        if all.get(&array) == Some(&true) {
+            all.insert(array, false);
+            return false;
+        }
+        all.remove(&array);
+        true
     }
 }

@@ -10,8 +10,8 @@ use crate::ec::format::MemberState;
 use crate::io::{IoId, IoRef, Op};
 use crate::testing::open;
 
-const NOTHING: u8 = 0;
-const FLUSHES: u8 = 1;
+pub(in crate::ec) const NOTHING: u8 = 0;
+pub(in crate::ec) const FLUSHES: u8 = 1;
 /// Of an array, these are metadata.
 const FUA_WRITES: u8 = 2;
 const READS: u8 = 4;
@@ -19,13 +19,13 @@ const READS: u8 = 4;
 pub(super) const WRITES: u8 = 8;
 
 /// A device in memory with a volatile cache, on which requests of some kind hang: nothing ends them early.
-pub(super) struct Deaf {
+pub(in crate::ec) struct Deaf {
     below: Arc<Malloc>,
     hangs: Arc<AtomicU8>,
 }
 
 impl Deaf {
-    pub(super) fn new(below: Arc<Malloc>, hangs: Arc<AtomicU8>) -> Deaf {
+    pub(in crate::ec) fn new(below: Arc<Malloc>, hangs: Arc<AtomicU8>) -> Deaf {
         Deaf { below, hangs }
     }
 }

@@ -2,7 +2,7 @@
 
 mod basic;
 mod faulty;
-mod hung;
+pub(in crate::ec) mod hung;
 mod joins;
 mod mended;
 mod metadata;
