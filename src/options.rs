@@ -81,12 +81,13 @@ pub(crate) struct Options {
     #[arg(long, value_name = "US", default_value_t = 50)]
     pub(crate) spin_us: u64,
 
-    /// Milliseconds that an adaptive core goes on spinning after its last I/O command. Saves the first command after a pause the
-    /// wake-up of the CPU, which takes about 70 us on a virtual machine; costs the core whenever commands come more often
-    #[arg(long, value_name = "MS", default_value_t = 0)]
+    /// Milliseconds that an adaptive core stays awake after its last I/O command, unless somebody else wants the CPU. Saves the
+    /// first command after a pause the wake-up of the CPU, 50 us and more on a virtual machine; costs an idle CPU's power while
+    /// commands come more often than that. 0: it sleeps after --spin-us
+    #[arg(long, value_name = "MS", default_value_t = 200)]
     pub(crate) linger_ms: u64,
 
-    /// Sleep when idle: what --poll-mode adaptive does already
+    /// Sleep when idle: as --linger-ms 0
     #[arg(long)]
     pub(crate) interrupt_mode: bool,
 
@@ -236,7 +237,7 @@ impl Options {
             PollArg::Busy => longshore_reactor::PollMode::Busy,
             PollArg::Adaptive => longshore_reactor::PollMode::Adaptive {
                 spin: Duration::from_micros(self.spin_us),
-                linger: Duration::from_millis(self.linger_ms),
+                linger: Duration::from_millis(if self.interrupt_mode { 0 } else { self.linger_ms }),
             },
         }
     }

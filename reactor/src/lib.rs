@@ -38,7 +38,8 @@
 //!
 //! # Sleep
 //!
-//! Adaptive reactors ([`PollMode`]) spin for a while after the last work and then sleep in the ring. Senders ring only a reactor that
+//! Adaptive reactors ([`PollMode`]) spin for a while after the last work, longer after a [request](Reactor::serving) where that was asked for and nobody
+//! else wants the CPU, and then sleep in the ring. Senders ring only a reactor that
 //! announced sleep; the handshake is model-checked with loom.
 
 mod clock;
@@ -50,6 +51,7 @@ pub mod file;
 mod fixed;
 mod handoff;
 mod inbox;
+mod linger;
 #[cfg(all(test, loom))]
 mod model;
 pub mod net;

@@ -49,8 +49,8 @@ pub enum PollMode {
     Adaptive {
         /// How long to spin.
         spin: Duration,
-        /// How long to spin after the last [request](crate::Reactor::serving) that somebody waits for. For machines on which a
-        /// wake-up is dear, as it is for virtual CPUs; zero: no longer than after other work.
+        /// How long to stay awake after the last [request](crate::Reactor::serving) that somebody waits for; zero: no longer than after
+        /// other work. After `spin` the CPU is yielded between turns, and where somebody else keeps it, the reactor sleeps.
         linger: Duration,
     },
     /// Spin always. Valgrind needs it (with `--fair-sched=yes`): it holds all threads up while one waits in `io_uring_enter`.

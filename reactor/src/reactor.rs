@@ -7,6 +7,7 @@ use crate::engine::ops::OpSlab;
 use crate::engine::sim::SimEngine;
 use crate::engine::{Completion, Cqe, Engine, OpId, OpKind, RingOp, TOKEN_SENT};
 use crate::fixed::FixedBuffers;
+use crate::linger::Linger;
 use crate::options::{Options, PollMode};
 use crate::poller::{Poller, PollerInner, PollerStats};
 use crate::shared::{CoreHandle, Msg, Shared};
@@ -55,10 +56,7 @@ pub(crate) struct Core {
     pub(crate) turns: Cell<u64>,
     /// Ticks to spin before sleep; `u64::MAX`: always.
     pub(crate) spin: u64,
-    /// When somebody last waited for an answer.
-    pub(crate) last_request: Cell<u64>,
-    /// Ticks to spin after that.
-    pub(crate) linger: u64,
+    pub(crate) linger: Linger,
     pub(crate) pollers: RefCell<Vec<Rc<PollerInner>>>,
     pub(crate) dead_pollers: Cell<bool>,
     pub(crate) pending: Cell<usize>,
@@ -127,7 +125,7 @@ impl Reactor {
     /// A request is served that somebody waits for: the reactor stays awake for as long as [`PollMode::Adaptive`] says for these.
     #[inline]
     pub fn serving(&self) {
-        self.0.last_request.set(self.0.now.get());
+        self.0.linger.request(self.0.now.get());
     }
 
     /// Where [`now`](Self::now) is kept, for those who read it very often.
@@ -408,8 +406,8 @@ impl Core {
         engine: Engine,
     ) -> io::Result<Reactor> {
         let (spin, linger) = match o.poll {
-            PollMode::Busy => (u64::MAX, 0),
-            PollMode::Adaptive { spin, linger } => (clock::ticks(spin), clock::ticks(linger)),
+            PollMode::Busy => (u64::MAX, Duration::ZERO),
+            PollMode::Adaptive { spin, linger } => (clock::ticks(spin), linger),
         };
         let now = clock::rdtsc();
         let core = Reactor(Rc::new(Core {
@@ -425,8 +423,7 @@ impl Core {
             was_busy: Cell::new(false),
             turns: Cell::new(0),
             spin,
-            last_request: Cell::new(now.saturating_sub(linger)),
-            linger,
+            linger: Linger::new(linger, now),
             pollers: RefCell::default(),
             dead_pollers: Cell::new(false),
             pending: Cell::new(0),

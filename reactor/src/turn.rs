@@ -65,10 +65,16 @@ impl Reactor {
         if work > 0 {
             core.last_work.set(core.now.get());
         }
-        if work == 0 && self.may_sleep() {
+        let may_rest = work == 0 && self.may_rest();
+        if may_rest && !core.linger.is_on(core.now.get()) {
             self.sleep_in_ring();
-        } else if core.engine.wants_enter() {
-            self.enter(Wait::No);
+        } else {
+            if may_rest {
+                core.linger.give_way();
+            }
+            if core.engine.wants_enter() {
+                self.enter(Wait::No);
+            }
         }
         work += self.reap();
         if work > 0 {
@@ -224,11 +230,11 @@ impl Reactor {
             && !core.stop.get()
     }
 
-    fn may_sleep(&self) -> bool {
+    /// Whether there has been nothing to do for as long as the reactor spins.
+    fn may_rest(&self) -> bool {
         let core = &*self.0;
         core.spin != u64::MAX
             && core.now.get().saturating_sub(core.last_work.get()) >= core.spin
-            && core.now.get().saturating_sub(core.last_request.get()) >= core.linger
             && self.nothing_ready()
     }
 

@@ -90,6 +90,38 @@ fn an_idle_adaptive_reactor_makes_no_turns() {
 }
 
 #[test]
+fn a_reactor_that_lingers_sleeps_where_somebody_else_wants_its_cpu() {
+    let all = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpu = (0..rustix::thread::CpuSet::MAX_CPU).find(|&c| all.is_set(c)).expect("a CPU");
+    let done = Arc::new(AtomicUsize::new(0));
+    let other = {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(cpu);
+            rustix::thread::sched_setaffinity(None, &set).unwrap();
+            while done.load(Ordering::Relaxed) == 0 {
+                std::hint::spin_loop();
+            }
+        })
+    };
+    let poll = PollMode::Adaptive { spin: Duration::ZERO, linger: Duration::from_secs(3600) };
+    let rt = Runtime::start(Options { cores: vec![cpu as u32], poll, ..Options::default() }).unwrap();
+    let core = &rt.cores()[0];
+    let request = core.call(|r| {
+        r.serving();
+        r.handle().stats().sleeps
+    });
+    let (slept, deadline) = (request.wait().unwrap(), Instant::now() + Duration::from_secs(30));
+    while core.stats().sleeps == slept && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    done.store(1, Ordering::Relaxed);
+    other.join().unwrap();
+    assert!(core.stats().sleeps > slept, "it does not sleep");
+}
+
+#[test]
 fn a_panic_in_a_message_resumes_where_its_answer_is_awaited() {
     let rt = adaptive(1);
     let core = rt.cores()[0].clone();

@@ -119,7 +119,7 @@ async fn take_answers(to: Weak<Remote>, lane: Arc<Lane>, home: CoreHandle) {
         if lane.listen(cx.waker()) {
             let lane = lane.clone();
             home.send(move |r| match engine_here(lane.id) {
-                Some(_) => drop(r.spawn(Proxies::serve(Rc::new(Proxies { lane })))),
+                Some(_) => drop(r.spawn(Proxies::serve(Rc::new(Proxies { lane }), r.clone()))),
                 None => lane.refuse(),
             });
         }
@@ -135,12 +135,13 @@ pub(super) struct Proxies {
 }
 
 impl Proxies {
-    async fn serve(self: Rc<Self>) {
+    async fn serve(self: Rc<Self>, r: Reactor) {
         poll_fn(|cx| {
             if !self.lane.serve(cx.waker()) {
                 return Poll::Ready(());
             }
             for at in self.lane.errands() {
+                r.serving();
                 match engine_here(self.lane.id) {
                     // Behind those who wait already.
                     Some(engine) if engine.is_starving() => engine.starve_other(Starved::Remote(self.clone(), at)),
