@@ -58,17 +58,31 @@ def transport_id(port):
     return f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}"
 
 
-class Target:
-    """A daemon with one namespace, or `namespaces` of them, on the first CPU."""
+def measured(line, mine=()):
+    """JSON that a command of ours prints, and CPU meanwhile of all processes but it, this one and those in `mine`, in cores."""
+    t0 = time.monotonic()
+    p = subprocess.Popen([*map(str, line), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    mine = {os.getpid(), p.pid, *mine}
+    before = strangers(mine)
+    out, err = p.communicate(timeout=300)
+    after = strangers(mine)
+    if p.returncode != 0:
+        sys.exit(f"{line}: {err.decode()}")
+    return json.loads(out), sum(t - before.get(pid, 0) for pid, t in after.items()) / (time.monotonic() - t0)
 
-    def __init__(self, bins, bdev, cpu, namespaces=1, port=PORT):
+
+class Refused(Exception):
+    """An RPC was answered with an error."""
+
+
+class Daemon:
+    """A daemon that serves bdevs over NVMe/TCP, on one CPU. `bdevs` are calls that make bdevs; `names` are those that are served."""
+
+    def __init__(self, bins, cpu, bdevs, names, port=PORT):
         self.port = port
         self.dir = tempfile.TemporaryDirectory()
-        sock = Path(self.dir.name, "rpc.sock")
+        self.sock = Path(self.dir.name, "rpc.sock")
         rpc = lambda subsystem, calls: {"subsystem": subsystem, "config": [{"method": m, "params": p} for m, p in calls]}
-        bdevs = [("bdev_malloc_create", {"name": "Malloc0", "num_blocks": 262144, "block_size": 4096})]
-        bdevs += [("bdev_null_create", {"name": f"Null{i}", "num_blocks": 262144, "block_size": 4096}) for i in range(namespaces)]
-        names = [bdev] if namespaces == 1 else [f"Null{i}" for i in range(namespaces)]
         address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
         nvmf = [("nvmf_create_transport", {"trtype": "TCP", "max_queue_depth": 256}),
                 ("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True, "max_namespaces": 256})]
@@ -77,7 +91,7 @@ class Target:
         config = Path(self.dir.name, "config.json")
         config.write_text(json.dumps({"subsystems": [rpc("bdev", bdevs), rpc("nvmf", nvmf)]}))
         self.log = open(Path(self.dir.name, "log"), "w+")
-        self.p = subprocess.Popen([bins / "longshore", "-c", config, "-r", sock, "-m", hex(1 << cpu)], stdout=self.log, stderr=self.log)
+        self.p = subprocess.Popen([bins / "longshore", "-c", config, "-r", self.sock, "-m", hex(1 << cpu)], stdout=self.log, stderr=self.log)
         end = time.monotonic() + 10
         while time.monotonic() < end and self.p.poll() is None:
             with socket.socket() as s:
@@ -87,17 +101,38 @@ class Target:
         self.log.seek(0)
         sys.exit(f"the daemon does not serve: {self.log.read()}")
 
-    def rpc(self, method):
+    def rpc(self, method, **params):
         with socket.socket(socket.AF_UNIX) as s:
-            s.connect(str(Path(self.dir.name, "rpc.sock")))
-            s.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode())
+            s.connect(str(self.sock))
+            s.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, **({"params": params} if params else {})}).encode())
             answer = b""
             while True:
                 answer += s.recv(65536)
                 try:
-                    return json.loads(answer)["result"]
+                    reply = json.loads(answer)
                 except ValueError:
                     continue
+                if "error" in reply:
+                    raise Refused(f"{method}: {reply['error']}")
+                return reply["result"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.p.send_signal(signal.SIGTERM)
+        self.p.wait(30)
+        self.log.close()
+        self.dir.cleanup()
+
+
+class Target(Daemon):
+    """A daemon with one namespace, or `namespaces` of them, on the first CPU."""
+
+    def __init__(self, bins, bdev, cpu, namespaces=1, port=PORT):
+        bdevs = [("bdev_malloc_create", {"name": "Malloc0", "num_blocks": 262144, "block_size": 4096})]
+        bdevs += [("bdev_null_create", {"name": f"Null{i}", "num_blocks": 262144, "block_size": 4096}) for i in range(namespaces)]
+        super().__init__(bins, cpu, bdevs, [bdev] if namespaces == 1 else [f"Null{i}" for i in range(namespaces)], port)
 
     def work(self):
         """(seconds that the reactor had work, spinning left out; commands completed)"""
@@ -115,15 +150,6 @@ class Target:
         b = self.work()
         return (b[0] - a[0]) / (b[1] - a[1])
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.p.send_signal(signal.SIGTERM)
-        self.p.wait(20)
-        self.log.close()
-        self.dir.cleanup()
-
 
 class Bench:
     def __init__(self, a):
@@ -134,17 +160,7 @@ class Bench:
         self.serve, self.load = allowed[0], allowed[1]
 
     def perf(self, args, mine=()):
-        """JSON of one run of longshore-perf, and CPU that others used meanwhile, in cores."""
-        t0 = time.monotonic()
-        p = subprocess.Popen([self.bins / "longshore-perf", *map(str, args), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        mine = {os.getpid(), p.pid, *mine}
-        before = strangers(mine)
-        out, err = p.communicate(timeout=120)
-        after = strangers(mine)
-        if p.returncode != 0:
-            sys.exit(f"longshore-perf {args}: {err.decode()}")
-        others = sum(t - before.get(pid, 0) for pid, t in after.items())
-        return json.loads(out), others / (time.monotonic() - t0)
+        return measured([self.bins / "longshore-perf", *args], mine)
 
     def run(self, target, depth, connections, size, workload):
         before = cpu_of(target.p.pid)

@@ -11,17 +11,20 @@ largest, and what `bdev_ec_get_bdevs` counted for a request of the host. How a c
     *-read        IOPS / plain IOPS
     *-overwrite   IOPS / (plain IOPS / requests to members for each of the host's, journal included)
 
-With files, arrays and plain devices are flushed after every 32 writes, and each pair has a third part: six threads that overwrite 4 KiB of a
-file each and call fdatasync. The array's flushes of members per second are given as a share of that. `delay-*` report latencies
-with one member that takes 100 ms for everything.
+With files, arrays and plain devices (bdev_uring, direct I/O) are flushed after every 32 writes, and pairs of writes have a third part, raw: the same
+writes by system calls on the members' files. Of full stripes, four threads for each of the six files write 64 KiB each time, in sequence, and whoever
+makes the 32nd write of the file calls fdatasync, while the others go on. Of overwrites, five threads for each file write 4 KiB at random, and each file has
+its fdatasync when all six together have had 32 writes. So every flush of the array has its six calls of fdatasync, and nothing is read, and of
+overwrites only the 4 KiB themselves are written. Shares of raw: bytes on members of full stripes; requests of the host, and requests to members, of
+overwrites. `delay-*` report latencies with one member that takes 100 ms for everything.
 
 A pair during which other processes used more than 5 % of a core is void and run again, as many times as there are pairs. With
 --before DIR the second of a pair is the array of that build.
 """
-import argparse, json, mmap, os, random, statistics, subprocess, sys, tempfile, threading, time
+import argparse, json, mmap, os, random, statistics, sys, tempfile, threading, time
 from pathlib import Path
 
-from bench import strangers
+from bench import measured
 
 K, M, STRIP = 4, 2, 64
 MIB = 1 << 20
@@ -37,6 +40,7 @@ CASES = {
 # kind: MiB of a member. Of `small` so little is used that it stays in a processor's cache: what the software costs.
 KINDS = {"malloc": 768, "small": 64, "files": 256}
 SMALL = 8  # MiB of data
+FLUSH = 32  # writes for each flush, on files
 DELAYS = {"delay-read": "randread", "delay-write": "randwrite"}
 
 
@@ -68,47 +72,52 @@ def make_files(folder, size):
             os.fsync(f.fileno())
 
 
-def fdatasyncs(folder, size, seconds):
-    """fdatasync calls per second of six threads, one for each member's file."""
-    end, counts = time.monotonic() + seconds, []
+def raw_writes(folder, size, seconds, case):
+    """What files can do without any of Longshore: the case's requests per second, and calls of fdatasync. See above."""
+    length, depth, workload = (STRIP * 1024, 4, "write") if CASES[case][0] == "256K" else (4096, 5, "randwrite")
+    # Requests of which a file has a part, for each of its own writes.
+    each = 1 if workload == "write" else K + M
+    half, blocks = size * MIB // 2, size * MIB // 2 // length
+    go, made = threading.Event(), []
 
-    def one(name, seed):
-        r, n, block = random.Random(seed), 0, mmap.mmap(-1, 4096)
-        fd = os.open(Path(folder, name), os.O_RDWR | os.O_DIRECT)
-        while time.monotonic() < end:
-            os.pwrite(fd, block, r.randrange(size * MIB // 8192, size * MIB // 4096) * 4096)
-            os.fdatasync(fd)
-            n += 1
-        os.close(fd)
-        counts.append(n)
+    class File:
+        def __init__(self, name):
+            self.fd, self.lock, self.next, self.syncs = os.open(Path(folder, name), os.O_RDWR | os.O_DIRECT), threading.Lock(), 0, 0
 
-    threads = [threading.Thread(target=one, args=(f"M{i}", i)) for i in range(K + M)]
+    def one(f, seed):
+        r, data = random.Random(seed), mmap.mmap(-1, length)
+        data.write(r.randbytes(length))
+        while not go.is_set():
+            with f.lock:
+                n, f.next = f.next, f.next + 1
+            os.pwrite(f.fd, data, half + (n if workload == "write" else r.randrange(blocks)) % blocks * length)
+            if (n + 1) * each // FLUSH != n * each // FLUSH:
+                os.fdatasync(f.fd)
+                f.syncs += 1
+
+    files = [File(f"M{i}") for i in range(K + M)]
+    threads = [threading.Thread(target=one, args=(f, i * depth + n)) for i, f in enumerate(files) for n in range(depth)]
+    start = time.monotonic()
     [t.start() for t in threads]
+    time.sleep(seconds)
+    go.set()
     [t.join() for t in threads]
-    return sum(counts) / seconds
+    taken = time.monotonic() - start
+    [os.close(f.fd) for f in files]
+    return sum(f.next for f in files) / taken * each / (K + M), sum(f.syncs for f in files) / taken
 
 
 class Bench:
     def __init__(self, a):
         self.bins, self.n, self.s, self.dir, self.before = Path(a.bin), a.pairs, a.seconds, a.dir, a.before and Path(a.before)
-        self.cpu = sorted(os.sched_getaffinity(0))[-1]
+        self.cpu, self.folder = sorted(os.sched_getaffinity(0))[-1], None
 
     def perf(self, bins, config, args):
         """JSON of one run, and CPU that others used meanwhile, in cores."""
         with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
             json.dump(config, f)
             f.flush()
-            t0 = time.monotonic()
-            line = [bins / "longshore-perf", "--config", f.name, "--json", "-c", hex(1 << self.cpu), *map(str, args)]
-            p = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            mine = {os.getpid(), p.pid}
-            before = strangers(mine)
-            out, err = p.communicate(timeout=300)
-            after = strangers(mine)
-        if p.returncode != 0:
-            sys.exit(f"longshore-perf {args}: {err.decode()}")
-        others = sum(t - before.get(pid, 0) for pid, t in after.items())
-        return json.loads(out), others / (time.monotonic() - t0)
+            return measured([bins / "longshore-perf", "--config", f.name, "-c", hex(1 << self.cpu), *args])
 
     def load(self, bins, kind, case, bdev, folder):
         size, depth, workload, prefill, _ = CASES[case]
@@ -122,13 +131,13 @@ class Bench:
         if kind == "small":
             args += ["--span", f"{SMALL if bdev == 'Ec0' else SMALL * (K + M) // K}M"]
         if kind == "files" and workload != "randread":
-            args += ["--flush-every", 32]
+            args += ["--flush-every", FLUSH]
         return self.perf(bins, config(kind, KINDS[kind], folder), args)
 
     def pair(self, kind, case, folder):
         a, o1 = self.load(self.bins, kind, case, "Ec0", folder)
         b, o2 = self.load(self.before or self.bins, kind, case, "Ec0" if self.before else "Plain", folder)
-        raw = fdatasyncs(folder, KINDS[kind], self.s) if kind == "files" and case != "read" else None
+        raw = raw_writes(folder, KINDS[kind], max(self.s, 1), case) if kind == "files" and case != "read" else None
         c, iops, plain = a["counters"], a["total"]["iops"], b["total"]["iops"]
         host = max(c["host_reads"] + c["host_writes"], 1)
         per = {k: v / host for k, v in c.items() if v}
@@ -139,21 +148,21 @@ class Bench:
             ratio = iops / (plain / below)
         else:
             ratio = iops / plain * (1 if case == "read" else (K + M) / K)
-        share = raw and per.get("member_flushes", 0) * iops / raw
-        return {"ratio": ratio, "iops": iops, "plain": plain, "per": per, "raw": raw, "share": share, "others": max(o1, o2)}
+        share = raw and iops / raw[0]
+        return {"ratio": ratio, "iops": iops, "plain": plain, "per": per, "raw": raw, "share": share, "below": below, "others": max(o1, o2)}
 
     def case(self, name):
         kind, case = name.split("-", 1)
-        with tempfile.TemporaryDirectory(dir=self.dir) as folder:
-            if kind == "files":
-                make_files(folder, KINDS[kind])
-            rows, void = [], 0
-            while len(rows) < self.n:
-                r = self.pair(kind, case, folder)
-                if r["others"] > 0.05 and void < self.n:
-                    void += 1
-                    continue
-                rows.append(r)
+        if kind == "files" and not self.folder:
+            self.folder = tempfile.TemporaryDirectory(dir=self.dir)
+            make_files(self.folder.name, KINDS[kind])
+        rows, void = [], 0
+        while len(rows) < self.n:
+            r = self.pair(kind, case, self.folder and self.folder.name)
+            if r["others"] > 0.05 and void < self.n:
+                void += 1
+                continue
+            rows.append(r)
         rows.sort(key=lambda r: r["ratio"])
         mid, least = rows[len(rows) // 2], CASES[case][4]
         asked = f" asked {least:.2f}" if least and kind == "malloc" and not self.before else ""
@@ -162,7 +171,9 @@ class Bench:
               f" {'before' if self.before else 'plain'} {mid['plain'] / 1e3:.1f} k{f'  VOID: others used {noise:.2f} cores' if noise > 0.05 else ''}")
         if mid["raw"]:
             shares = sorted(r["share"] for r in rows)
-            print(f"{'':19} fdatasync: {statistics.median(shares):.2f} ({shares[0]:.2f}-{shares[-1]:.2f}) of {mid['raw']:.0f} a second by six threads")
+            least, most = (f"{shares[at]:.2f}" for at in (0, -1))
+            more = f", requests to members {statistics.median(r['share'] * r['below'] for r in rows):.2f}" if case == "overwrite" else ""
+            print(f"{'':19} of raw: {statistics.median(shares):.2f} ({least}-{most}){more}; raw {mid['raw'][0] / 1e3:.2f} k requests, {mid['raw'][1]:.0f} fdatasync a second")
         print(f"{'':19} per request: " + ", ".join(f"{k} {v:.2f}" for k, v in mid["per"].items()), flush=True)
 
     def delay(self, name):
