@@ -1,7 +1,7 @@
 //! Erasure-coded arrays of a real daemon: it is killed at 200 seeded moments under verified load, 100 times with devices that lose what was not
 //! flushed, so that a kill is a power cut. Between the kills members are taken away, come back empty or as they were rounds before, and are
-//! spoiled, or they go and come back under load, never more than two of six at a time. They are replaced and rebuilt, before the next kill or through
-//! it. Nothing that was flushed is lost, nothing changes once it was read, and members agree.
+//! spoiled; or they go under load, and come back or a spare takes their place; never more than two of six at a time. They are replaced and
+//! rebuilt, before the next kill or through it. Nothing that was flushed is lost, nothing changes once it was read, and members agree.
 //!
 //! Numbers count the kills: ten in the life of an array. `EC_CRASH=137` runs the life of that number up to it, with the same choices, and
 //! keeps the members as they were before the last start. `EC_CRASH_LIVES=20..220` runs other lives than CI does,
@@ -23,6 +23,8 @@ use life::Life;
 const K: usize = 4;
 const M: usize = 2;
 const N: usize = K + M;
+/// Files: those of members, and one that may stand by.
+const FILES: usize = N + 1;
 /// Kills in the life of an array.
 const ROUNDS: u64 = 10;
 /// Lives in CI; those with an odd number lose power.
@@ -39,6 +41,8 @@ struct Tally {
     stale: u64,
     spoiled: u64,
     removed: u64,
+    /// Spares that had taken the place of a member when the daemon was killed.
+    spared: u64,
     repaired: u64,
     /// Members that rebuilds brought back into sync while somebody waited for that.
     rebuilt: u64,
@@ -87,7 +91,7 @@ fn campaign(volatile: bool, cpu: String) {
     t.starts.sort_unstable();
     let start = |share: f64| t.starts.get((t.starts.len() as f64 * share) as usize).copied().unwrap_or_default();
     println!(
-        "{} {} in lives {lives:?}, and {} during starts; members gone {} times, stale {}, spoiled {}, removed under load {}; {} strips mended by \
+        "{} {} in lives {lives:?}, and {} during starts; members gone {} times, stale {}, spoiled {}, removed under load {}, taken over by spares {}; {} strips mended by \
          scrubs, {} members rebuilt ({} times by the write-intent bitmap); {} writes acknowledged, {} not; start after a kill: median {:?}, 90 % {:?}",
         t.kills,
         if volatile { "power cuts" } else { "kills" },
@@ -96,6 +100,7 @@ fn campaign(volatile: bool, cpu: String) {
         t.stale,
         t.spoiled,
         t.removed,
+        t.spared,
         t.repaired,
         t.rebuilt,
         t.partial,
@@ -110,7 +115,10 @@ fn campaign(volatile: bool, cpu: String) {
         return;
     }
     // What is to be tried was tried.
-    assert!(t.deleted >= n && t.stale >= n / 2 && t.spoiled >= n && t.removed >= n, "too little happened");
+    assert!(
+        t.deleted >= n && t.stale >= n / 2 && t.spoiled >= n && t.removed >= n && t.spared >= 1,
+        "too little happened"
+    );
     assert!(t.rebuilt >= n, "too few rebuilds");
     assert!(t.acknowledged > 10 * t.kills && t.open > t.kills, "too few writes");
     assert!(!volatile || t.lost > n / 2, "power cuts took unflushed writes in {} checks only", t.lost);

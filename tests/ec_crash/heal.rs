@@ -53,7 +53,7 @@ impl Life<'_> {
                 self.call(call["method"].as_str().expect("a method"), call["params"].clone());
             }
         }
-        let name = format!("{}{slot}", self.layer());
+        let name = self.name(slot);
         let began = Instant::now();
         let taken = |life: &Self| matches!(&life.states()[slot][..], "normal" | "replacing");
         while !taken(self) {

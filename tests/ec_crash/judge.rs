@@ -83,6 +83,7 @@ impl Life<'_> {
         if let Err(said) = daemon.ready() {
             panic!("the array does not start: {said}");
         }
+        self.find_spare();
         self.compare_states();
         self.scrub(true);
         self.heal_all();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::members::Members;
 use super::served::{Daemon, Place, rpc, text};
-use super::{K, M, N, PATIENCE, ROUNDS, Tally};
+use super::{FILES, K, M, N, PATIENCE, ROUNDS, Tally};
 
 #[path = "heal.rs"]
 mod heal;
@@ -51,7 +51,8 @@ pub(crate) struct Life<'a> {
     volatile: bool,
     place: Place,
     members: Members,
-    blocks: [u32; N],
+    /// By file.
+    blocks: [u32; FILES],
     strip: u64,
     kinds: [Kind; 3],
     losses: [Loss; N],
@@ -92,11 +93,13 @@ impl<'a> Life<'a> {
     pub(crate) fn new(life: u64, volatile: bool, cpu: String, tally: &'a mut Tally) -> Life<'a> {
         let mut r = Random::new(life.wrapping_mul(0x1_0001));
         let strip = 4096 << r.below(5);
-        let blocks = match r.below(3) {
-            0 => [512; N],
-            1 => [4096; N],
+        let mut blocks = match r.below(3) {
+            0 => [512; FILES],
+            1 => [4096; FILES],
             _ => std::array::from_fn(|_| if r.chance(500) { 512 } else { 4096 }),
         };
+        // What fits any array.
+        blocks[N] = 512;
         let kinds = [
             // a block or so each
             Kind { name: "small", options: "-q 16 -o 4K --offset 0 --span 4M".into() },
@@ -177,27 +180,34 @@ impl<'a> Life<'a> {
 
     /// The calls that make the device of a member.
     fn device(&self, slot: usize, seed: u64) -> Vec<Value> {
-        let (below, above) = (format!("F{slot}"), format!("V{slot}"));
+        let number = self.members.files[slot];
+        let (below, above) = (format!("F{number}"), format!("V{number}"));
         let file = json!({"method": "bdev_uring_create", "params": {
-            "name": below, "filename": self.members.path(slot), "block_size": self.blocks[slot]}});
+            "name": below, "filename": self.members.path(slot), "block_size": self.blocks[number]}});
         let layer = json!({"method": "bdev_volatile_create", "params": {
             "name": above, "base_bdev_name": below, "seed": seed}});
         // The layer first: the array must not be found on the device below.
         if self.volatile { vec![layer, file] } else { vec![file] }
     }
 
-    fn layer(&self) -> &'static str {
-        if self.volatile { "V" } else { "F" }
+    /// The device that a slot's member is, or, last, that stands by.
+    fn name(&self, slot: usize) -> String {
+        format!("{}{}", if self.volatile { "V" } else { "F" }, self.members.files[slot])
     }
 
     fn configure(&self, make: bool, r: &mut Random) {
-        let (layer, mut config) = (self.layer(), Vec::new());
-        config.push(json!({"method": "bdev_ec_set_options", "params": {"assemble_timeout_sec": 1}}));
-        for slot in (0..N).filter(|&slot| self.members.path(slot).exists()) {
+        let mut config = Vec::new();
+        // Absent members are not waited for: those that are there are all in the configuration.
+        config.push(json!({"method": "bdev_ec_set_options", "params": {"assemble_timeout_sec": 0}}));
+        for slot in (0..FILES).filter(|&slot| self.members.path(slot).exists()) {
             config.extend(self.device(slot, r.bits() >> 16));
         }
+        if r.chance(500) {
+            // Devices before their layers.
+            config[1..].sort_by_key(|call| call["method"] != "bdev_uring_create");
+        }
         if make {
-            let bases: Vec<String> = (0..N).map(|slot| format!("{layer}{slot}")).collect();
+            let bases: Vec<String> = (0..N).map(|slot| self.name(slot)).collect();
             config.push(json!({"method": "bdev_ec_create", "params": {"name": NAME, "data_chunk_count": K,
                 "parity_chunk_count": M, "strip_size_kb": self.strip >> 10, "base_bdevs": bases}}));
         }
@@ -243,6 +253,7 @@ impl<'a> Life<'a> {
         let took = began.elapsed();
         self.note(&format!("ready after {} ms", took.as_millis()));
         let before = self.losses;
+        self.find_spare();
         self.compare_states();
         if self.plain && made && before == self.losses {
             self.tally.starts.push(took);
@@ -270,6 +281,11 @@ impl<'a> Life<'a> {
                 (Loss::None, true) | (Loss::Stale | Loss::Gone, false) => {}
             }
         }
+    }
+
+    /// What the array says of the member in `slot`.
+    fn member(&self, slot: usize) -> Value {
+        self.call("bdev_ec_get_bdevs", json!({"name": NAME}))[0]["base_bdevs"][slot].take()
     }
 
     fn states(&self) -> [String; N] {
@@ -307,12 +323,20 @@ impl<'a> Life<'a> {
         }
         let mut left = Duration::from_micros(r.below(LONGEST));
         let slot = r.below(N as u64) as usize;
-        if r.chance(300) && self.losses[slot] == Loss::None && self.lost() < M {
+        let mut chance = self.random(6);
+        let spare = chance.chance(500) && self.offer_spare();
+        if (spare || r.chance(300)) && self.losses[slot] == Loss::None && self.lost() < M {
             let part = left.mul_f64(0.5);
             std::thread::sleep(part);
             self.remove(slot);
             left -= part;
-            if r.chance(500) {
+            if spare {
+                // Else the kill may come while it joins.
+                if chance.chance(500) {
+                    self.wait_for_spare(slot);
+                }
+                left = Duration::from_micros(chance.below(LONGEST));
+            } else if r.chance(500) {
                 let part = left.mul_f64(0.2);
                 std::thread::sleep(part);
                 self.plug_in(slot);

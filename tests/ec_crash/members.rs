@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use longshore_reactor::sim::Random;
 
-use super::N;
+use super::{FILES, N};
 
 /// Bytes of the smallest file; each is a bit larger than the one before.
 const BYTES: u64 = 16 << 20;
@@ -19,6 +19,8 @@ const SPACING: u64 = 64 << 10;
 /// The files of one array.
 pub(crate) struct Members {
     dir: PathBuf,
+    /// The file of each slot, and, last, the one that stands by.
+    pub(crate) files: [usize; FILES],
     /// Slots of which there is an older copy.
     pub(crate) copied: [bool; N],
 }
@@ -39,13 +41,19 @@ fn word(b: &[u8], at: usize) -> u64 {
 
 impl Members {
     pub(crate) fn new(dir: &Path) -> Members {
-        let m = Members { dir: dir.to_owned(), copied: [false; N] };
-        (0..N).for_each(|slot| m.blank(slot));
+        let m = Members { dir: dir.to_owned(), files: std::array::from_fn(|file| file), copied: [false; N] };
+        (0..FILES).for_each(|slot| m.blank(slot));
         m
     }
 
     pub(crate) fn path(&self, slot: usize) -> PathBuf {
-        self.dir.join(format!("member{slot}"))
+        self.dir.join(format!("member{}", self.files[slot]))
+    }
+
+    /// The file that stood by is the member in `slot`, and that one's stands by.
+    pub(crate) fn trade(&mut self, slot: usize) {
+        self.files.swap(slot, N);
+        self.copied[slot] = false;
     }
 
     fn aside(&self, slot: usize) -> PathBuf {
@@ -62,7 +70,7 @@ impl Members {
 
     /// Waits until nothing that a killed daemon had in the kernel is under way any more.
     pub(crate) fn settle(&self) {
-        for slot in (0..N).filter(|&slot| self.path(slot).exists()) {
+        for slot in (0..FILES).filter(|&slot| self.path(slot).exists()) {
             rustix::fs::flock(self.open(slot), rustix::fs::FlockOperation::LockExclusive).expect("a lock");
         }
     }
@@ -71,7 +79,7 @@ impl Members {
     pub(crate) fn blank(&self, slot: usize) {
         let _ = std::fs::remove_file(self.path(slot));
         let file = File::create_new(self.path(slot)).expect("a file for a member");
-        file.set_len(BYTES + (slot as u64) * (64 << 10)).expect("its size");
+        file.set_len(BYTES + (self.files[slot] as u64) * (64 << 10)).expect("its size");
     }
 
     /// Its device is not there.
@@ -98,8 +106,8 @@ impl Members {
     /// Keeps all files as they are now, for a look at what a start made of them.
     pub(crate) fn keep(&self, into: &Path) {
         std::fs::create_dir_all(into).expect("a directory");
-        for slot in 0..N {
-            let to = into.join(format!("member{slot}"));
+        for slot in 0..FILES {
+            let to = into.join(format!("member{}", self.files[slot]));
             let _ = std::fs::remove_file(&to);
             if self.path(slot).exists() {
                 copy(&self.path(slot), &to);

@@ -6,7 +6,7 @@ use longshore_reactor::sim::Random;
 use serde_json::json;
 
 use super::super::{M, N, PATIENCE};
-use super::{Life, Loss};
+use super::{Life, Loss, NAME};
 
 /// What a call answers whose device is claimed.
 const EPERM: i64 = -1;
@@ -103,10 +103,44 @@ impl Life<'_> {
     /// A member goes while the array is used.
     pub(super) fn remove(&mut self, slot: usize) {
         let method = if self.volatile { "bdev_volatile_delete" } else { "bdev_uring_delete" };
-        self.call(method, json!({"name": format!("{}{slot}", self.layer())}));
+        self.call(method, json!({"name": self.name(slot)}));
         self.losses[slot] = Loss::Open;
         self.tally.removed += 1;
         self.note(&format!("{slot} is removed under load"));
+    }
+
+    /// The array gets a spare, if it is whole: a member that goes is replaced by it. True: it has one.
+    pub(super) fn offer_spare(&mut self) -> bool {
+        if self.lost() > 0 {
+            return false;
+        }
+        let params = json!({"bdev_name": self.name(N), "ec_name": NAME, "force": true});
+        self.call("bdev_ec_add_spare", params);
+        self.note("there is a spare");
+        true
+    }
+
+    /// Ends when the spare is the member in `slot`.
+    pub(super) fn wait_for_spare(&mut self, slot: usize) {
+        let began = Instant::now();
+        while self.member(slot)["state"] == "failed" {
+            assert!(began.elapsed() < PATIENCE, "the spare does not take slot {slot}: {}", self.member(slot));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(self.member(slot)["name"] == self.name(N)[..], "{} is not the spare", self.member(slot));
+    }
+
+    /// Which file the array has found in each slot: the one that stood by may have become a member before the daemon was killed.
+    pub(super) fn find_spare(&mut self) {
+        let array = self.call("bdev_ec_get_bdevs", json!({"name": NAME}));
+        let spare = self.name(N);
+        if let Some(slot) = (0..N).find(|&slot| array[0]["base_bdevs"][slot]["name"] == spare[..]) {
+            assert!(self.losses[slot] != Loss::None, "the spare is member {slot}, which it was not to replace");
+            self.members.trade(slot);
+            self.losses[slot] = Loss::Open;
+            self.tally.spared += 1;
+            self.note(&format!("the spare is member {slot}"));
+        }
     }
 
     /// A member that went is there again while the array is used; of what was not flushed to it some is missing.
