@@ -19,6 +19,8 @@ pub(super) struct Child {
     /// Bytes of the member.
     pub(super) at: u64,
     pub(super) len: u32,
+    /// It is done in another way if the member is slow.
+    pub(super) hedge: bool,
 }
 
 /// How a request to a member ended.
@@ -27,6 +29,8 @@ pub(super) enum End {
     Done,
     /// These blocks cannot be read, or the write failed, or nobody waits for it any more.
     Failed,
+    /// The member takes too long: it may well have the blocks.
+    Late,
     /// Whatever else it may be, it is not the blocks: the member does not read.
     Faulty,
 }
@@ -44,7 +48,9 @@ impl Engine {
     pub(super) fn send<S: Submitter>(self: &Rc<Self>, h: &mut Holdings, to: &Rc<S>, c: Child) -> bool {
         let member = &self.members[self.shared.layout.slot_of(c.stripe, c.strip)];
         let (io, mark) = h.launch(c.vector, c.op, IoFlags::NONE, member.lba(c.at), member.blocks(c.len));
-        match member.submit(io, to, c.strip as u32 | mark) {
+        let tag = c.strip as u32 | mark;
+        let sent = if c.hedge { member.submit_hedged(io, to, tag) } else { member.submit(io, to, tag) };
+        match sent {
             Ok(()) => {
                 self.watch();
                 true
@@ -68,10 +74,13 @@ impl Engine {
         tag: u64,
     ) -> Option<Landed> {
         let strip = (tag & 0xffff) as usize;
-        let io = self.members[self.shared.layout.slot_of(stripe, strip)].landed(io, to, tag)?;
+        let member = &self.members[self.shared.layout.slot_of(stripe, strip)];
+        let late = io.status().is_err() && member.is_hedged(io.status(), tag);
+        let io = member.landed(io, to, tag)?;
         let end = match io.status() {
             status if status.is_ok() => End::Done,
             status if io.op() == Op::Read && is_fault(status) => End::Faulty,
+            _ if late => End::Late,
             _ => End::Failed,
         };
         let awaited = h.land(io, base + strip, tag as u32);

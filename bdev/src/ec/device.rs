@@ -84,14 +84,16 @@ pub struct Ec {
     pub(super) geometry: Geometry,
     /// A member that takes longer than this has failed.
     patience: Duration,
+    /// One that takes longer than this for a read is slow; zero: none is.
+    slow: Duration,
     closed: Mutex<Option<oneshot::Receiver<()>>>,
     closing: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Ec {
-    pub(super) fn new(shared: Arc<Shared>, geometry: Geometry, patience: Duration) -> Arc<Ec> {
+    pub(super) fn new(shared: Arc<Shared>, geometry: Geometry, patience: Duration, slow: Duration) -> Arc<Ec> {
         let (tx, rx) = oneshot::channel();
-        Arc::new(Ec { shared, geometry, patience, closed: Mutex::new(Some(rx)), closing: Mutex::new(Some(tx)) })
+        Arc::new(Ec { shared, geometry, patience, slow, closed: Mutex::new(Some(rx)), closing: Mutex::new(Some(tx)) })
     }
 
     /// What the host asked for and what that cost.
@@ -186,7 +188,7 @@ impl Bdev for Ec {
             false => Home::Away(Remote::open(&self.shared, reactor)),
         };
         Ok(Box::new(EcChannel {
-            lower: Lower::open(&self.shared, reactor, self.patience),
+            lower: Lower::open(&self.shared, reactor, self.patience, self.slow),
             shared: self.shared.clone(),
             home,
             direct,

@@ -106,7 +106,7 @@ pub(super) struct Engine {
     clears: RefCell<Vec<Rc<Clear>>>,
     /// All that there are, idle or not.
     all_txns: RefCell<Vec<Weak<Txn>>>,
-    all_reads: RefCell<Vec<Weak<Read>>>,
+    pub(super) all_reads: RefCell<Vec<Weak<Read>>>,
     grace: RefCell<Option<Timer>>,
     gathered: RefCell<Vec<IoRef>>,
     decoders: RefCell<HashMap<(u64, u64), Rc<Decoder>>>,

@@ -10,6 +10,16 @@ pub enum Event {
         /// Why.
         why: &'static str,
     },
+    /// Reads go past a member: it takes too long.
+    MemberSlow {
+        /// Its slot.
+        slot: usize,
+    },
+    /// Reads go to the member again.
+    MemberFast {
+        /// Its slot.
+        slot: usize,
+    },
     /// Superblocks name every member that failed: the array goes on without them.
     Degraded {
         /// Members that are in sync.
@@ -69,7 +79,7 @@ pub(super) const SPARE_USED: &str = "bdev_ec_spare_used";
 
 impl Event {
     /// All names by which clients know events of arrays.
-    pub const NAMES: [&str; 14] = [
+    pub const NAMES: [&str; 16] = [
         "bdev_ec_member_failed",
         "bdev_ec_degraded",
         "bdev_ec_offline",
@@ -84,6 +94,8 @@ impl Event {
         "bdev_ec_scrub_finished",
         "bdev_ec_scrub_stopped",
         SPARE_USED,
+        "bdev_ec_member_slow",
+        "bdev_ec_member_fast",
     ];
 
     /// The name by which clients know it.
@@ -102,6 +114,8 @@ impl Event {
             Event::ScrubMismatch { .. } => Event::NAMES[10],
             Event::ScrubFinished => Event::NAMES[11],
             Event::ScrubStopped => Event::NAMES[12],
+            Event::MemberSlow { .. } => Event::NAMES[14],
+            Event::MemberFast { .. } => Event::NAMES[15],
         }
     }
 }

@@ -10,8 +10,19 @@ pub(super) struct Flight {
     pub(super) slot: u32,
     /// Ticks when it was submitted.
     pub(super) since: u64,
-    /// Who sent it asked for its end: it is not tried again, nor done in another way.
-    pub(super) asked: bool,
+    pub(super) asked: Asked,
+    /// It is done in another way if the member is slow.
+    pub(super) hedge: bool,
+}
+
+/// Who asked for a request's end. Such a one is not sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Nobody,
+    /// The host, which wants nothing else instead.
+    Host,
+    /// The array, which does it in another way.
+    Array,
 }
 
 /// Requests in flight. Numbers of ended ones are used again.
@@ -51,11 +62,24 @@ impl Flights {
         self.all.len() - self.free.len()
     }
 
-    /// Notes that the end of `id` was asked for. False: it is not in flight.
-    pub(super) fn ask(&mut self, id: IoId) -> Option<&mut Flight> {
+    /// The host asks for the end of `id`; the slot of the member that has it. `None`: it is not in flight.
+    pub(super) fn ask(&mut self, id: IoId) -> Option<usize> {
         let f = self.all.iter_mut().flatten().find(|f| f.id == id)?;
-        f.asked = true;
-        Some(f)
+        f.asked = Asked::Host;
+        Some(f.slot as usize)
+    }
+
+    /// The array asks for the end of what is hedged on the member in `slot`, and was sent before `until`; which they are.
+    pub(super) fn hedge(&mut self, slot: usize, until: u64) -> Vec<IoId> {
+        let is_meant =
+            |f: &&mut Flight| f.slot as usize == slot && f.hedge && f.since < until && f.asked == Asked::Nobody;
+        let meant = self.all.iter_mut().flatten().filter(is_meant);
+        meant
+            .map(|f| {
+                f.asked = Asked::Array;
+                f.id
+            })
+            .collect()
     }
 
     /// Request `at`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use longshore_reactor::{CoreHandle, Reactor, Timer};
 
-use super::flights::{Flight, Flights};
+use super::flights::{Asked, Flight, Flights};
 use super::shared::Shared;
 use super::start::engine_here;
 use crate::channel::Channel;
@@ -62,6 +62,8 @@ pub(super) struct Lower {
     flights: RefCell<Flights>,
     /// A member that takes longer than this has failed.
     patience: Duration,
+    /// One that takes longer than this is slow; zero: none is.
+    slow: Duration,
     timer: RefCell<Option<Timer>>,
     watching: Cell<bool>,
     me: Weak<Lower>,
@@ -69,7 +71,7 @@ pub(super) struct Lower {
 
 impl Lower {
     /// The members that are read on this core.
-    pub(super) fn open(shared: &Arc<Shared>, reactor: &Reactor, patience: Duration) -> Rc<Lower> {
+    pub(super) fn open(shared: &Arc<Shared>, reactor: &Reactor, patience: Duration, slow: Duration) -> Rc<Lower> {
         // Before members are opened: one that fails from now on is told to this core, one that failed before is not opened.
         shared.enter_core(reactor.handle());
         let slot = |slot| Slot {
@@ -84,6 +86,7 @@ impl Lower {
             slots: (0..shared.layout.n()).map(slot).collect(),
             flights: RefCell::default(),
             patience,
+            slow,
             timer: RefCell::default(),
             watching: Cell::new(false),
             me: me.clone(),
@@ -98,7 +101,7 @@ impl Lower {
     /// True if a read may be submitted to the member in `slot`.
     #[inline]
     pub(super) fn reads(&self, slot: usize) -> bool {
-        self.shared.readable() >> slot & 1 != 0
+        (self.shared.readable() & !self.shared.slow()) >> slot & 1 != 0
             && self.flights.borrow().len() < MOST
             && self.slots[slot].channel.borrow().is_some()
     }
@@ -130,7 +133,7 @@ impl Lower {
         if !self.watching.get() {
             self.watch_on();
         }
-        self.flights.borrow_mut().insert(Flight { id, slot: slot as u32, since, asked: false })
+        self.flights.borrow_mut().insert(Flight { id, slot: slot as u32, since, asked: Asked::Nobody, hedge: true })
     }
 
     /// Submits a read that was entered.
@@ -145,7 +148,7 @@ impl Lower {
     /// Read number `at` came back from the member in `slot`. True: the host had asked for its end.
     #[inline]
     pub(super) fn landed(&self, slot: usize, at: u32) -> bool {
-        let asked = self.flights.borrow_mut().remove(at).is_some_and(|f| f.asked);
+        let asked = self.flights.borrow_mut().remove(at).is_some_and(|f| f.asked == Asked::Host);
         let s = &self.slots[slot];
         s.out.set(s.out.get() - 1);
         if s.out.get() == 0 && s.leaving.borrow().is_some() {
@@ -156,7 +159,7 @@ impl Lower {
 
     /// Tries to end a read early: its host asks for it.
     pub(super) fn abort(&self, id: IoId) -> bool {
-        let Some(slot) = self.flights.borrow_mut().ask(id).map(|f| f.slot as usize) else { return false };
+        let Some(slot) = self.flights.borrow_mut().ask(id) else { return false };
         let channel = self.slots[slot].channel.borrow().clone();
         channel.is_some_and(|c| c.abort(id))
     }
@@ -170,11 +173,38 @@ impl Lower {
         }
     }
 
+    /// The member in `slot` is slow: its reads that were sent before `until` are ended, as soon as its device can, and done in another way.
+    fn hedge(&self, slot: usize, until: u64) {
+        let Some(channel) = self.slots[slot].channel.borrow().clone() else { return };
+        let ids = self.flights.borrow_mut().hedge(slot, until);
+        for id in ids {
+            channel.abort(id);
+        }
+    }
+
+    fn look_for_slow(&self, now: u64) {
+        let until = now.saturating_sub(self.reactor.ticks(self.slow));
+        let is_late = |f: &&Flight| f.since < until && f.asked == Asked::Nobody;
+        let late = self.flights.borrow().iter().filter(is_late).fold(0u64, |mask, f| mask | 1 << f.slot);
+        // Those that were sent while it was being told that it is slow.
+        for slot in super::txn::masked(late & self.shared.slow()) {
+            self.hedge(slot, until);
+        }
+        for slot in super::txn::masked(self.shared.newly_slow(late)) {
+            let id = self.shared.id;
+            self.shared.home.send(move |_| {
+                if let Some(e) = engine_here(id) {
+                    e.slow_member(slot);
+                }
+            });
+        }
+    }
+
     #[cold]
     fn watch_on(&self) {
         self.watching.set(true);
         let me = self.me.clone();
-        let timer = self.reactor.timer(self.patience / 4, move |_| {
+        let timer = self.reactor.timer(super::slow::period(self.patience, self.slow), move |_| {
             let Some(me) = me.upgrade() else { return };
             me.watching.set(false);
             me.look_after();
@@ -184,6 +214,9 @@ impl Lower {
 
     fn look_after(&self) {
         let (limit, now) = (self.reactor.ticks(self.patience), self.reactor.now());
+        if !self.slow.is_zero() {
+            self.look_for_slow(now);
+        }
         let late = self.flights.borrow().iter().fold(0u64, |mask, f| {
             let late = now.saturating_sub(f.since) > limit;
             mask | u64::from(late) << f.slot
@@ -233,6 +266,11 @@ impl Shared {
     /// Aborts, on all cores, the reads that went straight to the member in `slot`. It has failed, so no new ones do.
     pub(super) fn abort_reads(self: &Arc<Self>, slot: usize) {
         self.on_cores(move |lower| lower.abort_reads(slot));
+    }
+
+    /// The member in `slot` is slow: on all cores, the reads that went straight to it are done in another way.
+    pub(super) fn hedge_reads(self: &Arc<Self>, slot: usize) {
+        self.on_cores(move |lower| lower.hedge(slot, u64::MAX));
     }
 
     /// Lets each core open the member in `slot`, which is in sync now.

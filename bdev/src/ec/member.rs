@@ -11,7 +11,7 @@ use std::time::Duration;
 use longshore_nvme::wire::{Status, StatusCodeType};
 use longshore_reactor::Timer;
 
-use super::flights::{Flight, Flights};
+use super::flights::{Asked, Flight, Flights};
 use super::lower::Departure;
 use super::shared::Shared;
 use crate::channel::Channel;
@@ -163,18 +163,28 @@ impl Member {
         }
     }
 
+    /// As [`submit`](Member::submit), of a read that is done in another way if the member is [slow](super::slow).
+    pub(super) fn submit_hedged<S: Submitter>(&self, io: IoRef, to: &Rc<S>, tag: u32) -> Result<(), IoRef> {
+        self.send(io, to, tag, true)
+    }
+
     /// Sends a request; `to` gets it back with a tag that it must call [`landed`](Member::landed) with. The request comes back at once if
     /// the member is gone.
     ///
     /// # Errors
     /// The request: there is no channel, the member has failed, or the request would change something and the array is offline.
-    pub(super) fn submit<S: Submitter>(&self, mut io: IoRef, to: &Rc<S>, tag: u32) -> Result<(), IoRef> {
+    pub(super) fn submit<S: Submitter>(&self, io: IoRef, to: &Rc<S>, tag: u32) -> Result<(), IoRef> {
+        self.send(io, to, tag, false)
+    }
+
+    fn send<S: Submitter>(&self, mut io: IoRef, to: &Rc<S>, tag: u32, hedge: bool) -> Result<(), IoRef> {
         let channel = self.channel.borrow();
         let Some(channel) = channel.as_ref().filter(|_| !self.barred.get()) else { return Err(io) };
         if refused(&self.again.shared, &io) {
             return Err(io);
         }
-        let flight = Flight { id: io.id(), slot: self.slot as u32, since: channel.core().now(), asked: false };
+        let since = channel.core().now();
+        let flight = Flight { id: io.id(), slot: self.slot as u32, since, asked: Asked::Nobody, hedge };
         let at = self.flights.borrow_mut().insert(flight);
         io.begin(to.clone(), u64::from(tag) | u64::from(at) << 32);
         channel.submit(io);
@@ -184,7 +194,7 @@ impl Member {
     /// A request came back to `to`. None: it is sent again, and comes back once more. `tag & 0xffff_ffff` is what it was sent with.
     pub(super) fn landed<S: Submitter>(&self, mut io: IoRef, to: &Rc<S>, tag: u64) -> Option<IoRef> {
         let at = (tag >> 32) as u32;
-        let asked = self.flights.borrow().get(at).is_none_or(|f| f.asked);
+        let asked = self.flights.borrow().get(at).is_none_or(|f| f.asked != Asked::Nobody);
         if io.status().is_err()
             && passes(io.status())
             && !asked
@@ -202,6 +212,25 @@ impl Member {
             self.again.shared.note_read(self.slot, io.status());
         }
         Some(io)
+    }
+
+    /// True if the request of this tag, which has ended so, was ended for the array to do it in another way.
+    pub(super) fn is_hedged(&self, status: Status, tag: u64) -> bool {
+        passes(status) && self.flights.borrow().get((tag >> 32) as u32).is_some_and(|f| f.asked == Asked::Array)
+    }
+
+    /// Ends the reads in flight, as soon as the device can, that are done in another way.
+    pub(super) fn hedge(&self) {
+        let Some(channel) = self.channel.borrow().clone() else { return };
+        let ids = self.flights.borrow_mut().hedge(self.slot, u64::MAX);
+        for id in ids {
+            channel.abort(id);
+        }
+    }
+
+    /// True if a read is in flight since before `until` that can be done in another way.
+    pub(super) fn reads_since(&self, until: u64) -> bool {
+        self.flights.borrow().iter().any(|f| f.hedge && f.since < until && f.asked == Asked::Nobody)
     }
 
     #[cold]

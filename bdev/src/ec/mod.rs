@@ -50,6 +50,7 @@ mod shared;
 mod signal;
 #[cfg(test)]
 mod simulated;
+mod slow;
 mod spare;
 mod start;
 mod stats;
@@ -71,4 +72,4 @@ pub use rebuild::{Newcomer, RebuildProgress, RebuildQos, RebuildState, UnmapStat
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubState};
 pub use start::start;
 pub use stats::EcStats;
-pub use tuning::Tuning;
+pub use tuning::{SLOW_READ, Tuning};

@@ -110,7 +110,8 @@ impl Read {
             s.stripe = io.lba() / per;
             s.start = (io.lba() % per) * u64::from(l.block);
             s.end = s.start + u64::from(io.nblocks()) * u64::from(l.block);
-            (s.bad, s.kept, s.fine, s.exclude, s.has_lock, s.in_need) = (bad, kept, 0, 0, false, false);
+            (s.bad, s.kept, s.needed, s.fine, s.exclude) = (bad, kept, 0, 0, 0);
+            (s.has_lock, s.in_need) = (false, false);
             s.cur = Span::default();
             let enough = io.buf_len() as u64 >= s.end - s.start;
             s.h.hold(io);
@@ -164,6 +165,21 @@ impl Read {
         });
     }
 
+    /// The member in `slot` is slow: what is read from it into memory of the array is read from others instead. It comes in where it was
+    /// to come in, which nobody else uses until then.
+    pub(super) fn hedge(self: &Rc<Self>, engine: &Rc<Engine>, slot: usize) {
+        if self.phase.get() != Phase::Sources {
+            return;
+        }
+        self.run(engine, |me, engine, s| {
+            let l = &engine.shared.layout;
+            let i = l.index_at(s.stripe, slot);
+            if s.needed >> i & 1 == 0 && s.h.give_up(l.n() + i) {
+                me.strip_ended(engine, s, i, End::Late);
+            }
+        });
+    }
+
     fn run(self: &Rc<Self>, engine: &Rc<Engine>, step: impl FnOnce(&Rc<Self>, &Rc<Engine>, &mut State)) {
         let (stripe, over, unlock) = {
             let mut s = self.s.borrow_mut();
@@ -208,8 +224,11 @@ impl Read {
         let readable = engine.shared.readable();
         let mut wanted = 0u64;
         for d in strips_of(l.strip, s.start, s.end) {
-            if readable >> l.slot_of(s.stripe, d) & 1 == 0 {
+            let slot = l.slot_of(s.stripe, d);
+            if readable >> slot & 1 == 0 {
                 s.bad |= 1 << d;
+            } else if engine.shared.is_slow(slot) {
+                (s.bad, s.kept) = (s.bad | 1 << d, s.kept | 1 << d);
             }
             wanted |= 1 << d;
         }
@@ -252,7 +271,9 @@ impl Read {
             engine.count_write(span.len());
         }
         let at = l.strip_offset(s.stripe) + u64::from(span.lo);
-        let child = Child { stripe: s.stripe, strip: i, vector: l.n() + i, op, at, len: span.len() };
+        // What cannot be done without is waited for.
+        let hedge = op == Op::Read && s.needed >> i & 1 == 0;
+        let child = Child { stripe: s.stripe, strip: i, vector: l.n() + i, op, at, len: span.len(), hedge };
         engine.send(&mut s.h, self, child)
     }
 
@@ -284,7 +305,9 @@ impl Read {
         s.lost = here & !good;
         s.read = here & good;
         if s.lost != 0 {
-            for i in masked(good & !s.read) {
+            let slow = masked(engine.shared.slow()).fold(0u64, |mask, slot| mask | 1 << l.index_at(s.stripe, slot));
+            let rest = good & !s.read;
+            for i in masked(rest & !slow).chain(masked(rest & slow)) {
                 if s.read.count_ones() as usize >= l.k {
                     break;
                 }
@@ -393,6 +416,9 @@ impl Read {
     /// The request to the member of strip `i` has ended, or is not waited for.
     fn strip_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, i: usize, end: End) {
         let failed = end != End::Done;
+        if end == End::Late {
+            s.kept |= 1 << i;
+        }
         let member = &engine.members[engine.shared.layout.slot_of(s.stripe, i)];
         match self.phase.get() {
             Phase::Direct if failed => s.bad |= 1 << i,

@@ -54,6 +54,8 @@ pub(super) struct Shared {
     /// Stripes that hold data, a bit each. Set before the first write is acknowledged.
     mapped: Box<[AtomicU64]>,
     offline: AtomicBool,
+    /// Members that are slow: bit `i` is slot `i`. The home core says so.
+    slow: AtomicU64,
     /// By slot, how badly the member reads: see [`note_read`](Shared::note_read).
     faults: Vec<AtomicU32>,
     /// Cores that have, or had, a channel of the array.
@@ -86,6 +88,7 @@ impl Shared {
             below: Mutex::new(below),
             mapped: (0..words).map(|_| AtomicU64::new(0)).collect(),
             offline: AtomicBool::new(false),
+            slow: AtomicU64::new(0),
             faults: (0..layout.n()).map(|_| AtomicU32::new(0)).collect(),
             cores: Mutex::default(),
             direct: Mutex::default(),
@@ -169,6 +172,33 @@ impl Shared {
     #[inline]
     pub(super) fn readable(&self) -> u64 {
         self.readable.load(Ordering::Acquire)
+    }
+
+    /// Members that are slow.
+    #[inline]
+    pub(super) fn slow(&self) -> u64 {
+        self.slow.load(Ordering::Relaxed)
+    }
+
+    /// True if reads go past the member in `slot`, because it is slow.
+    pub(super) fn is_slow(&self, slot: usize) -> bool {
+        self.slow() >> slot & 1 != 0
+    }
+
+    pub(super) fn set_slow(&self, slot: usize, on: bool) {
+        if on {
+            self.slow.fetch_or(1 << slot, Ordering::Relaxed);
+        } else {
+            self.slow.fetch_and(!(1 << slot), Ordering::Relaxed);
+        }
+    }
+
+    /// Those of the members in `late` that are slow from now on: none, if what is left would not do without them. If more are late than
+    /// can be done without, there is much to do, and reading several members for one would not make it less.
+    pub(super) fn newly_slow(&self, late: u64) -> u64 {
+        let (readable, slow) = (self.readable(), self.slow());
+        let spare = (readable.count_ones() as usize).saturating_sub(self.layout.k);
+        if ((late | slow) & readable).count_ones() as usize > spare { 0 } else { late & readable & !slow }
     }
 
     pub(super) fn set_state(&self, slot: usize, state: MemberState) {

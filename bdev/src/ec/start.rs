@@ -118,7 +118,7 @@ pub(super) async fn start_watched(
     drop(r.spawn(engine.clone().slots_task()));
     drop(r.spawn(engine.clone().rebuild_task()));
     ENGINES.with_borrow_mut(|e| e.insert(id, engine.clone()));
-    match registry.register(name, Some(uuid), Ec::new(shared, geometry, tuning.write_timeout)) {
+    match registry.register(name, Some(uuid), Ec::new(shared, geometry, tuning.write_timeout, tuning.slow_read)) {
         Ok(node) => {
             let Recovered { rolled_forward, discarded } = done;
             engine.tell(Event::Started { rolled_forward, discarded });

@@ -266,12 +266,13 @@ impl Inner {
     }
 
     fn abort(&self, id: IoId) -> bool {
+        let ends = |f: &Flight| f.hangs || f.io.op() == Op::Read;
         if !self.flying.borrow().iter().any(|Reverse(f)| f.io.id() == id) {
             return false;
         }
         let aborts = self.world.state().aborts;
         self.hasten(|f| {
-            let this = aborts && f.hangs && f.io.id() == id;
+            let this = aborts && ends(f) && f.io.id() == id;
             f.aborted |= this;
             this
         });
@@ -344,7 +345,7 @@ impl IoChannel for SimChannel {
         self.0.begin(io);
     }
 
-    /// A request that a device has begun is not taken back: it ends when it ends. Some devices end one that hangs.
+    /// A write that a device has begun is not taken back: it ends when it ends. Some devices end reads, and what hangs.
     fn abort(&self, id: IoId) -> bool {
         self.0.abort(id)
     }

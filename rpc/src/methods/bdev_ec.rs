@@ -61,6 +61,8 @@ params! {
         assemble_timeout_sec: Option<u32>,
         /// A member that takes longer than so many milliseconds for a request has failed; at least 100, at first 30000. For arrays started from now on.
         member_timeout_ms: Option<u32>,
+        /// Reads go past a member that takes longer than so many milliseconds for one, until it is fast again; 0: never, at first 50. For arrays started from now on.
+        slow_read_ms: Option<u32>,
         /// Seconds that a member that failed may take to return before a spare takes its place; at first 0.
         spare_delay_sec: Option<u32>,
         /// Seconds that requests which hang on a device that is to leave its slot are waited for; then `bdev_ec_replace_base_bdev` gives up. At first 30.
@@ -213,6 +215,9 @@ async fn set_options(app: Arc<App>, p: SetOptions) -> Reply {
         }
         app.arrays.set_tuning(Tuning { write_timeout: Duration::from_millis(ms.into()), ..app.arrays.tuning() });
     }
+    if let Some(ms) = p.slow_read_ms {
+        app.arrays.set_tuning(Tuning { slow_read: Duration::from_millis(ms.into()), ..app.arrays.tuning() });
+    }
     if let Some(seconds) = p.spare_delay_sec {
         app.arrays.set_spare_delay(Duration::from_secs(seconds.into()));
     }
@@ -321,14 +326,17 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
 
 /// The call that says how arrays are found and run: before their devices are there, or it would not hold for arrays that are found on these.
 pub(super) fn dump_options(app: &App) -> Option<Entry> {
-    let (absent, slow) = (app.arrays.assemble_timeout(), app.arrays.tuning().write_timeout);
+    let (absent, tuning) = (app.arrays.assemble_timeout(), app.arrays.tuning());
     // Said only if it was set: clients compare dumps.
     let mut options = Map::new();
     if absent != ASSEMBLE_TIMEOUT {
         options.insert("assemble_timeout_sec".into(), absent.as_secs().into());
     }
-    if slow != Tuning::default().write_timeout {
-        options.insert("member_timeout_ms".into(), (slow.as_millis() as u64).into());
+    if tuning.write_timeout != Tuning::default().write_timeout {
+        options.insert("member_timeout_ms".into(), (tuning.write_timeout.as_millis() as u64).into());
+    }
+    if tuning.slow_read != Tuning::default().slow_read {
+        options.insert("slow_read_ms".into(), (tuning.slow_read.as_millis() as u64).into());
     }
     let delay = app.arrays.spare_delay();
     if !delay.is_zero() {

@@ -9,6 +9,7 @@ use super::super::event::Event;
 use super::super::flush::Offline;
 use super::super::format::MemberState;
 use super::super::lower::Departure;
+use super::super::slow::period;
 use super::super::txn::Txn;
 use super::Engine;
 
@@ -193,7 +194,7 @@ impl Engine {
     pub(in crate::ec) fn watch_on(self: &Rc<Self>) {
         self.watching.set(true);
         let me = Rc::downgrade(self);
-        let timer = self.core.reactor().timer(self.tuning.write_timeout / 4, move |_| {
+        let timer = self.core.reactor().timer(period(self.tuning.write_timeout, self.tuning.slow_read), move |_| {
             let Some(me) = me.upgrade() else { return };
             me.watching.set(false);
             me.look_after();
@@ -204,6 +205,7 @@ impl Engine {
     pub(in crate::ec) fn look_after(self: &Rc<Self>) {
         let limit = self.core.reactor().ticks(self.tuning.write_timeout);
         let now = self.core.now();
+        self.look_for_slow(now);
         for m in &self.members {
             if m.oldest().is_some_and(|since| now.saturating_sub(since) > limit) {
                 self.fail_member(m.slot, "it did not answer in time");

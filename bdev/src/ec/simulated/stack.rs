@@ -24,6 +24,8 @@ use crate::sim::{Comes, DEVICE, Image, Place, Shape, SimMember, Stack, Windows, 
 const GEOMETRIES: [(usize, usize); 9] = [(1, 1), (2, 1), (4, 2), (3, 2), (2, 2), (1, 2), (4, 1), (5, 3), (4, 4)];
 /// A member that takes longer has failed. Slow ones take less, those that hang more.
 const TIMEOUT: Duration = Duration::from_millis(600);
+/// Reads go past a member that takes longer: slow ones do, and some answers of others.
+const SLOW: Duration = Duration::from_millis(3);
 
 /// One array.
 pub(super) struct Array {
@@ -228,6 +230,7 @@ impl Stack for Array {
         let tuning = Tuning {
             nonce: Some(place.world.below(u64::MAX - 1) + 1),
             write_timeout: TIMEOUT,
+            slow_read: SLOW,
             rebuild_checkpoint: Duration::from_micros(place.world.below(300)),
         };
         start(&place.registry, DEVICE, assembly.head, members, tuning).await.map(drop).map_err(|e| e.to_string())

@@ -11,6 +11,7 @@ mod probe;
 mod reads;
 mod rebuild;
 mod scarred;
+mod slow;
 mod taken_over;
 mod writes;
 

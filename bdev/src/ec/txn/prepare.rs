@@ -137,7 +137,7 @@ impl Txn {
         len: u32,
     ) -> bool {
         let vector = 2 * engine.shared.layout.n() + i;
-        engine.send(&mut s.h, self, Child { stripe: s.stripe, strip: i, vector, op, at, len })
+        engine.send(&mut s.h, self, Child { stripe: s.stripe, strip: i, vector, op, at, len, hedge: false })
     }
 
     pub(super) fn reads_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
