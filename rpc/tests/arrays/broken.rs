@@ -260,14 +260,15 @@ fn inject(rig: &Rig, device: &str, io: &str, error: &str) {
 }
 
 #[test]
-fn read_errors_of_one_member_are_not_seen_and_of_two_they_are_a_media_error() {
+fn read_errors_of_one_member_are_not_seen_and_of_two_they_end_the_array_as_if_both_were_gone() {
     let disks = Disks::new("reads", 3);
     let rig = on_error_devices(&disks);
     inject(&rig, "EE_d0", "read", "failure");
     assert_eq!(rig.read(128 << 10), Ok(1));
     inject(&rig, "EE_d1", "read", "failure");
-    let lost = rig.read(128 << 10).unwrap_err();
-    assert_eq!((lost, lost.sct(), lost.sc()), (Status::UNRECOVERED_READ_ERROR, 2, 0x81));
+    let refused = rig.read(128 << 10).unwrap_err();
+    assert_eq!((refused, refused.sct(), refused.sc()), (Status::NAMESPACE_NOT_READY, 0, 0x82));
+    assert_eq!(rig.array()["offline"], json!(true));
 }
 
 #[test]
