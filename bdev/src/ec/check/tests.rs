@@ -141,6 +141,20 @@ fn a_torn_record_is_no_fault() {
 }
 
 #[test]
+fn the_tail_of_a_record_whose_payload_is_torn_counts_as_in_a_recovery() {
+    let (mut array, data) = filled();
+    array.journal(2, 1, &data, &[0, 1, 2, 3, 4, 5]);
+    // The slot held the last record whose tail said that transaction 2 is over; what overwrites it says so, too.
+    let mut header = array.record(9, 3, 1 << 3, 3);
+    header.tail = 9;
+    array.write_record(header, &[7; 512]);
+    let l = array.head.layout;
+    array.put(3, l.journal_at(header.index) + u64::from(l.block) + 100, &[1, 2, 3]);
+    let r = run(&array.members);
+    assert_eq!((r.verdict, r.counts.redone, r.counts.discarded), (Verdict::Sound, 0, 0), "{r}");
+}
+
+#[test]
 fn pages_of_the_map_that_differ_are_merged_and_a_page_lost_on_all_is_damage() {
     let (mut array, _) = filled();
     array.mark(9);

@@ -1,5 +1,8 @@
+use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
+use super::probe::{Act, Kind, array};
 use super::{Model, Small, sim};
 use crate::ec::format::{PAGE_BITS_BYTES, PageHeader, PageKind, newest};
 use crate::ec::start::engine_here;
@@ -307,6 +310,43 @@ fn an_array_that_goes_offline_takes_no_write_for_durable_that_was_not_flushed() 
             assert_eq!(engine.journal.tail(), tail, "a record with a later tail would void that of the write");
         }
         drop((engine, node));
+        s.stop().await;
+    });
+}
+
+#[test]
+fn an_array_that_is_closed_while_a_commit_runs_waits_for_it_asleep() {
+    sim(13, |r| async move {
+        let (s, judges) = array(2, 1, 12, Kind::default());
+        s.create(&r).await;
+        let node = s.start(&r, &[]).await.unwrap();
+        let ec = node.device().as_any().downcast_ref::<crate::ec::Ec>().unwrap();
+        let engine = engine_here(ec.shared.id).unwrap();
+        let mut m = Model::new(&s);
+        let (_desc, ch) = open(&s.registry, "a");
+        assert!(m.write(&r, &ch, 512, 0, 16, 1).await.is_ok());
+        let pages = [0, 1].map(|side| s.layout.map_page_at(0, side) / 512);
+        judges.set(move |_, io| match io.op() == Op::Write && pages.contains(&io.lba()) {
+            true => Act::After(Duration::from_millis(5)),
+            false => Act::Pass,
+        });
+        let flush = r.spawn(async move { ch.flush().await.0 });
+        while !engine.map.is_running() {
+            r.sleep(Duration::from_micros(10)).await;
+        }
+        // Whoever turns without sleeping keeps simulated time from passing: it would do so for ever.
+        let turns = Rc::new(Cell::new(0));
+        let count = turns.clone();
+        let watch = r.poller("watch", move |_| {
+            count.set(count.get() + 1);
+            assert!(count.get() < 10_000, "it spins");
+            0
+        });
+        engine.final_commit().await;
+        assert!(!engine.map.is_running() && turns.get() < 1000, "{} turns", turns.get());
+        drop(watch);
+        assert!(flush.await.unwrap().is_ok());
+        drop((_desc, engine, node));
         s.stop().await;
     });
 }
