@@ -219,7 +219,7 @@ impl Reactor {
         }
     }
 
-    fn nothing_ready(&self) -> bool {
+    pub(crate) fn nothing_ready(&self) -> bool {
         let core = &*self.0;
         !core.executor.has_ready()
             && core.deferred.borrow().is_empty()

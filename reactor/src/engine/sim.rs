@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) steps: u64,
     pub(crate) crash_at: Option<u64>,
     pub(crate) crashed: bool,
+    /// There are several reactors: none of them lets time pass alone.
+    pub(crate) shared: bool,
     /// Nothing is in flight and no timer is set, yet the reactor waits.
     pub(crate) stuck: bool,
 }
@@ -60,6 +62,7 @@ impl World {
             steps: 0,
             crash_at: None,
             crashed: false,
+            shared: false,
             stuck: false,
         }
     }
@@ -68,7 +71,7 @@ impl World {
         self.now
     }
 
-    fn advance(&mut self, to: u64) {
+    pub(crate) fn advance(&mut self, to: u64) {
         self.now = self.now.max(to);
         clock::set_simulated(Some(self.now));
     }
@@ -142,6 +145,8 @@ pub(crate) struct SimEngine {
     overflow: RefCell<VecDeque<Cqe>>,
     cq_entries: usize,
     stats: Cell<EngineStats>,
+    /// It has nothing to do until then; of several reactors.
+    pub(crate) asleep: Cell<Option<u64>>,
     pub(crate) inject_sq_full: Cell<u32>,
     pushes: Cell<u32>,
 }
@@ -159,6 +164,7 @@ impl SimEngine {
             overflow: RefCell::default(),
             cq_entries: cq_entries.max(1) as usize,
             stats: Cell::default(),
+            asleep: Cell::new(None),
             inject_sq_full: Cell::new(0),
             pushes: Cell::new(0),
         }
@@ -227,6 +233,11 @@ impl SimEngine {
         match (wait, next) {
             (Wait::No, _) => world.advance(now + 100),
             _ if !idle => world.advance(now + 100),
+            // Others may have something to do meanwhile.
+            (Wait::Nanos(n), _) if world.shared => {
+                self.asleep.set(Some(now.saturating_add(n).min(next.unwrap_or(u64::MAX))));
+            }
+            (Wait::Forever, _) if world.shared => self.asleep.set(Some(next.unwrap_or(u64::MAX))),
             (Wait::Nanos(n), None) => world.advance(now.saturating_add(n)),
             (Wait::Nanos(n), Some(t)) => world.advance(t.min(now.saturating_add(n))),
             (Wait::Forever, Some(t)) => world.advance(t),

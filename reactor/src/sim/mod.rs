@@ -4,6 +4,9 @@
 //! unchanged. A crash keeps durable data and any part of the rest, torn at 512 bytes; afterwards a new reactor runs over the
 //! same files.
 //!
+//! There may be several reactors ([`Sim::with_cores`]). They take turns in a seeded order on the same thread, some many turns in a row, and
+//! send each other messages as real ones do. What is kept by thread has to be kept by core: see [`Sim::on_switch`].
+//!
 //! ```
 //! use longshore_reactor::sim::Sim;
 //! use std::time::Duration;
@@ -19,6 +22,8 @@
 
 pub(crate) mod disk;
 pub(crate) mod random;
+
+mod cores;
 
 use crate::engine::Engine;
 use crate::engine::sim::{SimEngine, World};
@@ -74,11 +79,19 @@ impl Default for Settings {
     }
 }
 
-/// A simulated world with one reactor, on the calling thread. One at a time per thread.
+/// A simulated world with its reactors, on the calling thread. One at a time per thread.
 pub struct Sim {
     world: Rc<RefCell<World>>,
-    reactor: Option<Reactor>,
+    cores: usize,
+    /// By index. Empty while power is off.
+    reactors: Vec<Reactor>,
+    /// Whose turn it is.
+    at: usize,
+    switch: Option<Switch>,
 }
+
+/// Told whose turn ends, and whose begins.
+type Switch = Box<dyn FnMut(usize, usize)>;
 
 impl Sim {
     /// The world of `seed`.
@@ -91,9 +104,18 @@ impl Sim {
     /// # Panics
     /// If the thread has a reactor already.
     pub fn with(seed: u64, settings: Settings) -> Sim {
+        Sim::with_cores(seed, settings, 1)
+    }
+
+    /// The world of `seed` with so many reactors, at least one.
+    ///
+    /// # Panics
+    /// If the thread has a reactor already.
+    pub fn with_cores(seed: u64, settings: Settings, cores: usize) -> Sim {
         assert!(Reactor::try_current().is_none(), "this thread has a reactor already");
         let world = Rc::new(RefCell::new(World::new(seed, settings)));
-        let mut sim = Sim { world, reactor: None };
+        world.borrow_mut().shared = cores > 1;
+        let mut sim = Sim { world, cores: cores.max(1), reactors: Vec::new(), at: 0, switch: None };
         sim.boot();
         sim
     }
@@ -107,17 +129,24 @@ impl Sim {
             dma: settings.dma,
             ..Options::default()
         };
-        let engine = SimEngine::new(self.world.clone(), sq, cq);
-        let shared = Arc::new(Shared::new(0, 0, 64, true).expect("a simulated reactor needs no descriptor"));
-        let peers = vec![CoreHandle(shared.clone())];
-        let r = Core::build(&o, shared, peers, Engine::Sim(Box::new(engine))).expect("address space for DMA memory");
-        r.enter_thread();
-        self.reactor = Some(r);
+        let shared = |i| Arc::new(Shared::new(i, i as u32, 64, true).expect("a simulated reactor needs no descriptor"));
+        let peers: Vec<CoreHandle> = (0..self.cores).map(|i| CoreHandle(shared(i))).collect();
+        for peer in &peers {
+            let engine = Engine::Sim(Box::new(SimEngine::new(self.world.clone(), sq, cq)));
+            let r = Core::build(&o, peer.0.clone(), peers.clone(), engine).expect("address space for DMA memory");
+            self.reactors.push(r);
+        }
+        self.reactors[self.at].enter_thread();
     }
 
-    /// The reactor; after a crash, the new one.
+    /// The first reactor; after a crash, the new one.
     pub fn reactor(&self) -> &Reactor {
-        self.reactor.as_ref().expect("a simulation has a reactor")
+        self.peer(0)
+    }
+
+    /// The reactor of this index.
+    pub fn peer(&self, index: usize) -> &Reactor {
+        self.reactors.get(index).expect("a simulation has a reactor")
     }
 
     /// Runs the future that `f` makes to its end.
@@ -128,11 +157,12 @@ impl Sim {
         self.run(f).expect("power failed; use `run` where it may")
     }
 
-    /// Runs the future that `f` makes, to its end or until power fails: then `None`, and [`crash`](Self::crash) comes next.
+    /// Runs the future that `f` makes on the first reactor, to its end or until power fails: then `None`, and [`crash`](Self::crash) comes next.
     ///
     /// # Panics
     /// If it waits for something that will never come.
     pub fn run<F: Future + 'static>(&mut self, f: impl FnOnce(Reactor) -> F) -> Option<F::Output> {
+        self.switch_to(0);
         let r = self.reactor().clone();
         let slot = Rc::new(RefCell::new(None));
         let (out, future) = (slot.clone(), f(r.clone()));
@@ -141,11 +171,12 @@ impl Sim {
             *out.borrow_mut() = Some(v);
         }));
         loop {
-            r.turn();
+            self.turn();
             if self.world.borrow().crashed {
                 return None;
             }
             if let Some(v) = slot.borrow_mut().take() {
+                self.switch_to(0);
                 return Some(v);
             }
             let stuck = std::mem::take(&mut self.world.borrow_mut().stuck);
@@ -162,11 +193,9 @@ impl Sim {
     /// Power fails now (or has, in [`run`](Self::run)): what was not durable survives in part. The reactor is torn down, every
     /// operation in flight answered with `EIO`, and a new one started. Open files have to be opened again.
     pub fn crash(&mut self) {
-        let r = self.reactor.take().expect("a simulation has a reactor");
-        r.sim_engine().expect("it is simulated").crash();
-        r.quiesce();
-        Reactor::leave_thread();
-        drop(r);
+        let lost = |r: &Reactor| r.sim_engine().expect("it is simulated").crash();
+        self.reactors.iter().for_each(lost);
+        self.tear_down();
         {
             let mut w = self.world.borrow_mut();
             (w.crashed, w.crash_at, w.stuck) = (false, None, false);
@@ -217,21 +246,15 @@ impl Sim {
 
 impl Drop for Sim {
     fn drop(&mut self) {
-        if let Some(r) = self.reactor.take() {
+        if std::thread::panicking() {
             // After a failed assertion, tasks may hold anything: leave them be.
-            let sound = !std::thread::panicking();
-            if sound {
-                if self.world.borrow().crashed
-                    && let Some(e) = r.sim_engine()
-                {
-                    e.crash();
-                }
-                r.quiesce();
-            }
             Reactor::leave_thread();
-            if !sound {
-                std::mem::forget(r);
+            self.reactors.drain(..).for_each(std::mem::forget);
+        } else {
+            if self.world.borrow().crashed {
+                self.reactors.iter().filter_map(|r| r.sim_engine()).for_each(|e| e.crash());
             }
+            self.tear_down();
         }
         crate::clock::set_simulated(None);
     }
