@@ -176,13 +176,14 @@ impl Pool {
     pub(crate) fn poll_done(&self) -> usize {
         let mut budget = POLL_BUDGET;
         // Requests that end while this list is delivered wait for the next turn: the list is cut off first.
+        let end = self.done_tail.get();
         // SAFETY: as in `push_done`.
-        unsafe { *self.done_tail.get() = None };
+        unsafe { *end = None };
         let mut cur = self.done_head.take();
         self.done_tail.set(self.done_head.as_ptr());
         while let Some(p) = cur {
             if budget == 0 {
-                self.requeue_front(p);
+                self.requeue_front(p, end);
                 break;
             }
             budget -= 1;
@@ -194,20 +195,12 @@ impl Pool {
         POLL_BUDGET - budget
     }
 
-    /// Puts what is left of a list that was cut off before those that came since.
-    #[cold]
-    fn requeue_front(&self, first: NonNull<Io>) {
-        let mut last = first;
-        // SAFETY: the cut-off list is owned by the caller and ends with None.
-        while let Some(n) = unsafe { last.as_ref() }.next {
-            last = n;
-        }
-        // SAFETY: as above, and as in `push_done`.
-        let end = unsafe { &raw mut (*last.as_ptr()).next };
+    /// Puts what is left of a list that was cut off, with the link of its last one at `end`, before those that came since.
+    fn requeue_front(&self, first: NonNull<Io>, end: *mut Option<NonNull<Io>>) {
         if std::ptr::eq(self.done_tail.get(), self.done_head.as_ptr()) {
             self.done_tail.set(end);
         } else {
-            // SAFETY: as above.
+            // SAFETY: the list is the caller's, its last request is not delivered yet and stays where it is.
             unsafe { *end = self.done_head.get() };
         }
         self.done_head.set(Some(first));
@@ -269,5 +262,53 @@ impl Drop for Pool {
         }
         // SAFETY: allocated with this layout in `new`.
         unsafe { std::alloc::dealloc(self.base.as_ptr().cast(), self.layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::frame::Submitter;
+
+    struct Log {
+        pool: Pin<Box<Pool>>,
+        begun: Cell<u64>,
+        ended: RefCell<Vec<u64>>,
+    }
+
+    impl Log {
+        fn end_one(self: &Rc<Self>) {
+            let mut io = self.pool.get(0).expect("a request");
+            io.begin(self.clone(), self.begun.replace(self.begun.get() + 1));
+            io.complete_later(Status::SUCCESS);
+        }
+    }
+
+    impl Submitter for Log {
+        fn io_done(self: Rc<Self>, io: IoRef, tag: u64) {
+            io.release();
+            self.ended.borrow_mut().push(tag);
+            if tag.is_multiple_of(3) {
+                self.end_one();
+            }
+        }
+    }
+
+    #[test]
+    fn ended_requests_are_delivered_in_order_and_so_many_a_turn_also_if_others_end_meanwhile() {
+        let pool = Pool::new(CoreOptions { requests: 1024, child_reserve: 0 });
+        let log = Rc::new(Log { pool, begun: Cell::new(0), ended: RefCell::default() });
+        for first in [1, POLL_BUDGET - 1, POLL_BUDGET, POLL_BUDGET + 1, 3 * POLL_BUDGET] {
+            (0..first).for_each(|_| log.end_one());
+            while log.pool.in_use.get() > 0 {
+                let queued = log.pool.in_use.get() as usize;
+                assert_eq!(log.pool.poll_done(), queued.min(POLL_BUDGET));
+            }
+            assert_eq!(log.pool.poll_done(), 0);
+            assert!((0..log.begun.get()).eq(log.ended.borrow().iter().copied()), "after {first}");
+        }
     }
 }
