@@ -22,7 +22,8 @@ impl Queue {
         s.write_all(&encode_ic_req(&IcReq::default())).expect("ICReq");
         s.read_exact(&mut [0; 128]).expect("ICResp");
         let mut q = Queue(s);
-        let mut sqe = ConnectCmd::new(1, qid, entries - 1, 0, 120_000).sqe();
+        // No keep-alive timeout: it sends none.
+        let mut sqe = ConnectCmd::new(1, qid, entries - 1, 0, 0).sqe();
         sqe.dptr = SglDescriptor::in_capsule(0, 1024);
         let mut data = vec![0; 1024];
         data[..16].fill(0xaa);
