@@ -99,7 +99,7 @@ impl Filler {
     }
 
     async fn fill_rows(self: &Rc<Self>, stripe: u64, rows: Span) -> Outcome {
-        let l = self.engine.shared.layout;
+        let (l, pace) = (self.engine.shared.layout, &self.engine.rebuild.pace);
         let mut unreadable = 0u64;
         let sources = loop {
             let good = self.engine.up(stripe) & !unreadable;
@@ -108,10 +108,12 @@ impl Filler {
             }
             let sources = lowest(good, l.k);
             self.bad.set(0);
-            for (v, i) in masked(sources).enumerate() {
-                self.engine.count_read(rows.len());
-                self.send(v, l.slot_of(stripe, i), Op::Read, stripe, rows);
-            }
+            pace.work(&self.engine, || {
+                for (v, i) in masked(sources).enumerate() {
+                    self.engine.count_read(rows.len());
+                    self.send(v, l.slot_of(stripe, i), Op::Read, stripe, rows);
+                }
+            });
             if !self.landed().await {
                 return Outcome::GivenUp;
             }
@@ -124,12 +126,13 @@ impl Filler {
         let target = l.index_at(stripe, self.slot);
         let decoder = self.engine.decoder(1 << target, sources);
         let vectors: [usize; MAX_DATA] = std::array::from_fn(|v| v);
-        self.h
-            .borrow_mut()
-            .combine(&vectors[..l.k], &[(l.k, 0)], rows.len() as usize, |src, dst| decoder.decode(src, dst));
-        self.engine.count_write(rows.len());
         self.bad.set(0);
-        self.send(l.k, self.slot, Op::Write, stripe, rows);
+        pace.work(&self.engine, || {
+            let len = rows.len() as usize;
+            self.h.borrow_mut().combine(&vectors[..l.k], &[(l.k, 0)], len, |src, dst| decoder.decode(src, dst));
+            self.engine.count_write(rows.len());
+            self.send(l.k, self.slot, Op::Write, stripe, rows);
+        });
         if !self.landed().await {
             return Outcome::GivenUp;
         }
