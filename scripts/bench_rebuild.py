@@ -7,7 +7,7 @@ A daemon on the first CPU serves the array over NVMe/TCP, and longshore-perf on 
 is replaced by a device that has been written before.
 
     idle        stripes per second, as a share of what a plain `malloc` device allows, which reads k strips and writes one for each:
-                longshore-perf on the daemon's CPU, 64 KiB in sequence, depth 8, before each rebuild
+                longshore-perf on the daemon's CPU, 64 KiB in sequence, depth 8, before each rebuild. From when the member has joined
     randread,   p99 of 4 KiB requests, depth 32 over one connection: healthy; with the member missing and its rebuild paused; while it is
     randwrite   rebuilt with default QoS; in turn. Stripes rebuilt meanwhile are counted four times a second.
 
@@ -95,14 +95,19 @@ class Bench:
             allowed = 1 / (K / read["iops"] + 1 / write["iops"])
             t0 = time.monotonic()
             self.d.replace()
+            t1 = time.monotonic()
+            left = self.stripes - (self.d.progress() or {}).get("stripes_done", self.stripes)
             self.d.rebuilt()
-            rate = self.stripes / (time.monotonic() - t0)
+            rate = left / (time.monotonic() - t1)
+            self.joins.append(t1 - t0)
             return rate / allowed, rate, allowed, read["iops"], write["iops"], max(o1, o2)
 
+        self.joins = []
         rows, void = self.rows(one)
         share, rate, allowed, read, write, _ = rows[len(rows) // 2]
         print(f"idle: {share:.2f} ({rows[0][0]:.2f}-{rows[-1][0]:.2f}), asked 0.70: {rate:.0f} stripes/s of {allowed:.0f}"
-              f" (64 KiB: {read / 1e3:.1f} k reads/s, {write / 1e3:.1f} k writes/s){void}", flush=True)
+              f" (64 KiB: {read / 1e3:.1f} k reads/s, {write / 1e3:.1f} k writes/s); joined in"
+              f" {statistics.median(self.joins) * 1e3:.0f} ms{void}", flush=True)
 
     def loaded(self, workload):
         """Under load: p99, IOPS, others' CPU, and the fewest stripes that were rebuilt in a quarter of a second."""
