@@ -51,7 +51,7 @@ fn passes(report: &Report) {
 }
 
 /// Seeds within which a fault must be found.
-const FOUND_WITHIN: u64 = 4000;
+const FOUND_WITHIN: u64 = 1000;
 
 fn caught(mutant: Mutant) {
     // A fault may also show as a panic of the engine's own assertions.
