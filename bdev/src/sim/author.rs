@@ -3,7 +3,7 @@
 use longshore_reactor::sim::Random;
 
 use super::budget::Budget;
-use super::script::{Life, Shape, Step};
+use super::script::{Comes, Life, Shape, Step};
 
 /// Makes up lives from a seed, until enough requests were made.
 pub struct Author {
@@ -134,6 +134,21 @@ impl Author {
         let chance = if lost.is_some_and(|l| l != other) { 500 } else { 120 };
         if self.random.chance(chance) && !life.absent.contains(&other) {
             life.absent.push(other);
+        }
+        self.swap(life, budget);
+    }
+
+    /// A member has what it had some lives ago, or another device is in its place; of others, blocks have become wrong.
+    fn swap(&mut self, life: &mut Life, budget: &Budget) {
+        if self.shape.rebuilds && self.random.chance(70) {
+            let there = budget.lost().iter().copied().find(|m| !life.absent.contains(m));
+            let any = self.member();
+            let m = there.filter(|_| self.random.chance(500)).unwrap_or(any);
+            life.swapped
+                .push((m, [Comes::Older, Comes::Older, Comes::Blank, Comes::Foreign][self.random.below(4) as usize]));
+        }
+        if self.random.chance(40) {
+            life.rotten = Some(self.random.below(1 << 32));
         }
     }
 }

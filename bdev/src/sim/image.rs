@@ -121,6 +121,15 @@ impl Image {
         }
     }
 
+    /// What these blocks have from now on, whatever crashes. Nothing is under way.
+    pub fn put(&mut self, lba: usize, contents: impl IntoIterator<Item = Content>) {
+        for (at, content) in (lba..).zip(contents) {
+            let b = &mut self.blocks[at];
+            (b.durable, b.unreadable) = (content, false);
+            b.newer.clear();
+        }
+    }
+
     /// The write failed and never happens.
     pub fn give_up(&mut self, write: WriteId, lba: usize, n: usize) {
         for at in lba..lba + n {

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use longshore_reactor::sim::{Settings, Sim};
+use longshore_reactor::sim::{Random, Settings, Sim};
 use longshore_reactor::{DmaOptions, Reactor, RingOptions};
 use uuid::Uuid;
 
 use super::author::Author;
 use super::budget::Budget;
-use super::image::Image;
+use super::image::{Content, Image};
 use super::member::{SimMember, unhang};
 use super::oracle::Oracle;
 use super::script::{Comes, Life, Script, Shape};
@@ -96,20 +96,31 @@ pub trait Stack: 'static {
         Ok(None)
     }
 
-    /// Blocks of a member of the running device that may become wrong now without any sign.
-    fn may_rot(&self, place: &Place, member: usize) -> Range<usize> {
-        let _ = (place, member);
+    /// Blocks of a member that may become wrong without any sign while no member is being rebuilt.
+    fn may_rot(&self, member: usize) -> Range<usize> {
+        let _ = member;
         0..0
     }
 
-    /// Takes member `m` out of the running device, lets it come back by [`World::bring`], and gives it to the device. False: the device does
-    /// not take it. When this ends it is being rebuilt.
+    /// Members of the running device are being rebuilt.
+    fn is_rebuilding(&self, place: &Place) -> bool {
+        let _ = place;
+        false
+    }
+
+    /// Makes of member `m`, which is blank, a member of another device, while nothing runs.
+    fn estrange(&self, world: &World, m: usize) {
+        let _ = (world, m);
+    }
+
+    /// Takes member `m` out of the running device, lets it come back by [`World::bring`], and gives it to the device. When this ends it is
+    /// being rebuilt.
     ///
     /// # Errors
-    /// What went wrong that must not.
-    fn give_back(&self, place: &Place, m: usize, comes: Comes) -> impl Future<Output = Result<bool, String>> {
+    /// Why the device does not take it.
+    fn give_back(&self, place: &Place, m: usize, comes: Comes) -> impl Future<Output = Result<(), String>> {
         let _ = (place, m, comes);
-        async { Ok(false) }
+        async { Err("nothing returns to such a device".into()) }
     }
 
     /// True if the running device counts member `m` as one that lacks nothing.
@@ -246,6 +257,7 @@ impl<S: Stack> Runner<S> {
         for i in 0..members {
             self.world.set_health(i, Health { gone: absent.contains(&i), ..Health::default() });
         }
+        self.swap(life, &absent);
         self.world.remember();
         self.world.power_on();
         self.world.crash_in(life.crash_in);
@@ -303,6 +315,28 @@ impl<S: Stack> Runner<S> {
         let whole = self.are_whole();
         let mut b = self.budget.borrow_mut();
         life.absent.iter().copied().filter(|&m| if life.exceed { b.exceed(m, whole) } else { b.lose(m) }).collect()
+    }
+
+    /// Members that have something else by now.
+    fn swap(&self, life: &Life, absent: &[usize]) {
+        if self.first {
+            return;
+        }
+        let mut b = self.budget.borrow_mut();
+        for &(m, comes) in &life.swapped {
+            if !absent.contains(&m) && !b.is_exceeded() && b.lose(m) {
+                self.world.bring(m, comes);
+                if comes == Comes::Foreign {
+                    self.stack.estrange(&self.world, m);
+                }
+            }
+        }
+        // What is rebuilt when it starts is decoded from what is wrong.
+        if let Some(which) = life.rotten
+            && b.lost().iter().all(|m| absent.contains(m))
+        {
+            rot(&self.world, &mut b, which, |m| self.stack.may_rot(m));
+        }
     }
 
     /// True if every block of every member that is lost can be read, so that it is as good as the others if it was not given up.
@@ -412,6 +446,24 @@ impl<S: Stack> Runner<S> {
             }
         };
         within(&self.reactor, all).await.ok_or_else(|| "it cannot be taken down".to_owned())
+    }
+}
+
+/// Lets some blocks become wrong, of as many members as can be told. `which` decides about both.
+pub(super) fn rot(world: &World, budget: &mut Budget, which: u64, may: impl Fn(usize) -> Range<usize>) {
+    let mut random = Random::new(which);
+    let members = world.members() as u64;
+    for _ in 0..members {
+        let m = random.below(members) as usize;
+        let blocks = may(m);
+        if blocks.is_empty() || budget.is_exceeded() || !budget.rot(m) {
+            continue;
+        }
+        for _ in 0..1 + random.below(8) {
+            let at = blocks.start + random.below(blocks.len() as u64) as usize;
+            let content = Content::Fill(random.below(256) as u8);
+            world.image(m, |i| i.rot(at, content));
+        }
     }
 }
 

@@ -82,6 +82,7 @@ impl Author {
         let comes = match self.random.below(20) {
             0..11 => Comes::AsItWas,
             11..14 => Comes::Older,
+            14 => Comes::Foreign,
             _ => Comes::Blank,
         };
         let mut scene = Vec::new();
@@ -97,6 +98,13 @@ impl Author {
             0 => scene.push(Step::Cut(1 + self.random.below(40 * self.shape.members as u64))),
             1..4 => scene.push(Step::Cut(1 + self.random.below(200 * self.shape.members as u64))),
             4 => scene.push(Step::CutAfter(self.random.below(30_000))),
+            7 => {
+                // What is rebuilt is decoded around blocks that cannot be read.
+                let other = whole[self.random.below(whole.len() as u64) as usize];
+                for _ in 0..1 + self.random.below(12) {
+                    scene.push(Step::Spoil(other, self.random.below(self.shape.member_blocks as u64) as usize));
+                }
+            }
             5 | 6 => {
                 let other = whole[self.random.below(whole.len() as u64) as usize];
                 scene.extend([Step::Rebuilt, Step::Lose(other)]);

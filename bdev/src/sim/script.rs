@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a member has that returns to a running device.
+/// What a member has that returns, to a running device or before it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comes {
     /// What it had when it was lost.
@@ -11,6 +11,8 @@ pub enum Comes {
     Older,
     /// Zeroes: another device in its place.
     Blank,
+    /// What a member of another device of the same kind has.
+    Foreign,
 }
 
 /// Something that is done in a life. Places are in blocks of the device.
@@ -72,6 +74,11 @@ pub struct Life {
     pub absent: Vec<usize>,
     /// They are absent even if that is too many: the device need not start.
     pub exceed: bool,
+    /// Members that have something else when it begins. None that are absent or without which too few would be left.
+    pub swapped: Vec<(usize, Comes)>,
+    /// Some blocks of as many members as can be told are wrong when it begins; the device looks for them before anything is read. The
+    /// number decides which.
+    pub rotten: Option<u64>,
     /// Requests come from another core than the device's.
     pub away: bool,
     /// Power fails when members have been asked and have answered so often; `None`: when the steps have ended.
@@ -101,6 +108,12 @@ impl fmt::Display for Script {
             write!(f, "life {}:", i + 1)?;
             if !l.absent.is_empty() {
                 write!(f, " without members {:?}{},", l.absent, if l.exceed { " at all events" } else { "" })?;
+            }
+            if !l.swapped.is_empty() {
+                write!(f, " other contents of members {:?},", l.swapped)?;
+            }
+            if let Some(which) = l.rotten {
+                write!(f, " wrong blocks {which},")?;
             }
             if l.away {
                 write!(f, " from another core,")?;

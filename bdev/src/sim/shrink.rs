@@ -74,6 +74,10 @@ impl<F: FnMut(&Script) -> bool> Shrinker<F> {
             self.attempt(plain);
             let all = self.with(life, |l| l.absent.clear());
             self.attempt(all);
+            let own = self.with(life, |l| l.swapped.clear());
+            self.attempt(own);
+            let right = self.with(life, |l| l.rotten = None);
+            self.attempt(right);
             let here = self.with(life, |l| l.away = false);
             self.attempt(here);
             for (num, den) in [(1, 2), (3, 4), (9, 10)] {

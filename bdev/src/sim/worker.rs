@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use longshore_nvme::wire::Status;
 use longshore_reactor::JoinHandle;
-use longshore_reactor::sim::Random;
 
 use super::budget::Budget;
-use super::image::Content;
 use super::oracle::{self, Oracle};
-use super::run::{Place, Runner, Stack};
+use super::run::{Place, Runner, Stack, rot};
 use super::script::{Comes, Life, Step};
 use super::world::Health;
 use crate::channel::Channel;
@@ -50,6 +48,8 @@ struct Shared {
     alone: bool,
     /// Members that returned and are not whole yet.
     rebuilding: Vec<usize>,
+    /// Members to which something was done since they returned.
+    harmed: Vec<usize>,
     done: Done,
     waiting: Vec<std::task::Waker>,
 }
@@ -68,7 +68,15 @@ impl Tasks {
     pub(super) fn start<S: Stack>(r: &Runner<S>, place: &Place, channel: &Channel, life: &Life) -> Tasks {
         let steps = life.steps.iter().copied().collect();
         let done = Done { requests: 0, joined: 0, rebuilt: 0, wrong: Ok(()) };
-        let shared = Shared { steps, busy: 0, alone: false, rebuilding: Vec::new(), done, waiting: Vec::new() };
+        let shared = Shared {
+            steps,
+            busy: 0,
+            alone: false,
+            rebuilding: Vec::new(),
+            harmed: Vec::new(),
+            done,
+            waiting: Vec::new(),
+        };
         let shared = Rc::new(RefCell::new(shared));
         let worker = || Worker {
             place: place.clone(),
@@ -177,6 +185,9 @@ impl<S: Stack> Worker<S> {
     fn mischief(&self, step: Step) {
         let world = &self.place.world;
         let mut budget = self.budget.borrow_mut();
+        if let Step::Lose(m) | Step::Exceed(m) | Step::Spoil(m, _) | Step::Slow(m, _) | Step::Hang(m, _) = step {
+            self.shared.borrow_mut().harmed.push(m);
+        }
         let change = |m, change: fn(&mut Health, u32), by| {
             let mut health = world.health(m);
             change(&mut health, by);
@@ -218,11 +229,18 @@ impl<S: Stack> Worker<S> {
                 return Ok(());
             }
             s.rebuilding.push(m);
+            s.harmed.retain(|h| *h != m);
         }
         let joined = self.stack.give_back(&self.place, m, comes).await;
-        if !self.place.world.powered() || !joined.as_ref().is_ok_and(|j| *j) {
-            self.shared.borrow_mut().rebuilding.retain(|r| *r != m);
-            return if self.place.world.powered() { joined.map(drop) } else { Ok(()) };
+        let powered = self.place.world.powered();
+        if !powered || joined.is_err() {
+            let mut s = self.shared.borrow_mut();
+            s.rebuilding.retain(|r| *r != m);
+            let excused = !powered || s.harmed.contains(&m) || self.budget.borrow().is_exceeded();
+            return joined.or_else(|why| match excused {
+                true => Ok(()),
+                false => Err(format!("member {m} does not join: {why}")),
+            });
         }
         self.shared.borrow_mut().done.joined += 1;
         let (place, stack, budget, shared) =
@@ -247,21 +265,9 @@ impl<S: Stack> Worker<S> {
 
     /// Lets some blocks become wrong, of as many members as can be told, and the device look for them.
     async fn scrub(&self, which: u64) -> Result<(), String> {
-        let mut random = Random::new(which);
-        let members = self.place.world.members() as u64;
-        for _ in 0..members {
-            let m = random.below(members) as usize;
-            let blocks = self.stack.may_rot(&self.place, m);
-            let rebuilding = !self.shared.borrow().rebuilding.is_empty();
-            if blocks.is_empty() || rebuilding || self.budget.borrow().is_exceeded() || !self.budget.borrow_mut().rot(m)
-            {
-                continue;
-            }
-            for _ in 0..1 + random.below(8) {
-                let at = blocks.start + random.below(blocks.len() as u64) as usize;
-                let content = Content::Fill(random.below(256) as u8);
-                self.place.world.image(m, |i| i.rot(at, content));
-            }
+        // A rebuild takes what it reads for right, as every degraded read does.
+        if self.shared.borrow().rebuilding.is_empty() && !self.stack.is_rebuilding(&self.place) {
+            rot(&self.place.world, &mut self.budget.borrow_mut(), which, |m| self.stack.may_rot(m));
         }
         let mended = self.stack.scrub(&self.place).await;
         if !self.place.world.powered() || self.budget.borrow().is_exceeded() {

@@ -168,7 +168,7 @@ impl World {
         match (comes, &m.older) {
             (Comes::AsItWas, _) | (Comes::Older, None) => {}
             (Comes::Older, Some(older)) => m.image = older.clone(),
-            (Comes::Blank, _) => m.image = m.image.blank(),
+            (Comes::Blank | Comes::Foreign, _) => m.image = m.image.blank(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_reactor::sim::Random;
@@ -18,7 +19,7 @@ use crate::ec::layout::{Layout, LayoutOptions, PAGE_BYTES, SUPERBLOCK_BYTES};
 use crate::ec::{Ec, Newcomer, ScrubOptions, ScrubState, Tuning, start};
 use crate::io::IoFlags;
 use crate::registry::BdevError;
-use crate::sim::{Comes, DEVICE, Image, Place, Shape, SimMember, Stack, Windows, World, member_name};
+use crate::sim::{Comes, Content, DEVICE, Image, Place, Shape, SimMember, Stack, Windows, World, member_name};
 
 /// Data and parity strips.
 const GEOMETRIES: [(usize, usize); 9] = [(1, 1), (2, 1), (4, 2), (3, 2), (2, 2), (1, 2), (4, 1), (5, 3), (4, 4)];
@@ -67,6 +68,10 @@ impl Array {
 
     fn head(&self) -> Superblock {
         Superblock { name: "array".into(), ..crate::ec::tests::head(self.layout) }
+    }
+
+    fn is_ours(&self, sb: &Superblock) -> bool {
+        sb.array == self.head().array
     }
 
     /// Makes the array: a superblock on every member.
@@ -125,7 +130,7 @@ impl Array {
             let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
             image.read_at(Layout::superblock_at(copy), &mut bytes).map_or_else(|_| Vec::new(), |()| bytes)
         };
-        let superblock = Superblock::select([&copy(0), &copy(1)]).ok()?;
+        let superblock = Superblock::select([&copy(0), &copy(1)]).ok().filter(|sb| self.is_ours(sb))?;
         let (name, block) = (member_name(slot), self.members[slot].0);
         Some(Candidate { name, superblock, bytes: self.layout.member_bytes(), block })
     }
@@ -149,7 +154,8 @@ impl Array {
         let mut found = Vec::new();
         for (slot, desc) in members.iter().enumerate() {
             let Some(desc) = desc else { continue };
-            if let Some(superblock) = self.superblock(place, slot, desc).await {
+            // The daemon looks at the devices of each array by themselves.
+            if let Some(superblock) = self.superblock(place, slot, desc).await.filter(|sb| self.is_ours(sb)) {
                 let (name, block) = (member_name(slot), self.members[slot].0);
                 found.push(Candidate { name, superblock, bytes: self.layout.member_bytes(), block });
             }
@@ -266,7 +272,8 @@ impl Stack for Array {
                 // The head may be on a few members that are missing next: what only it says to be in sync is not yet.
                 let in_sync = |sb: &Superblock, slot: usize| sb.members[slot].state == MemberState::InSync;
                 // One that cannot be read may hold the newer copy.
-                let speaks = |slot: usize| in_sync(&a.head, slot) && !world.image(slot, |i| i.is_damaged());
+                let taken = |slot: usize| a.members[slot].is_some() && in_sync(&a.head, slot);
+                let speaks = |slot: usize| taken(slot) && !world.image(slot, |i| i.is_damaged());
                 let all_say =
                     |slot| found.iter().filter(|c| speaks(c.superblock.slot)).all(|c| in_sync(&c.superblock, slot));
                 let given_up = |slot: usize| a.members[slot].is_none() || !in_sync(&a.head, slot) || !all_say(slot);
@@ -276,28 +283,29 @@ impl Stack for Array {
         }
     }
 
-    async fn give_back(&self, place: &Place, m: usize, comes: Comes) -> Result<bool, String> {
-        let Some(node) = place.registry.find(DEVICE) else { return Ok(false) };
+    async fn give_back(&self, place: &Place, m: usize, comes: Comes) -> Result<(), String> {
+        let node = place.registry.find(DEVICE).ok_or("there is no array")?;
         let ec = node.device().as_any().downcast_ref::<Ec>().ok_or("it is no array")?;
-        if self.leave(place, ec, m).await.is_err() {
-            return Ok(false);
-        }
+        self.leave(place, ec, m).await.map_err(|e| format!("it does not leave: {e}"))?;
         // Nobody can tell that one has forgotten what it had while it counted as in sync: it is named failed first.
-        if comes == Comes::Older && ec.retire(m).await.is_err() {
-            return Ok(false);
+        if comes == Comes::Older {
+            ec.retire(m).await.map_err(|e| format!("it is not named failed: {e}"))?;
         }
         let name = member_name(m);
         if place.registry.find(&name).is_some() {
             place.registry.unregister(&name).await.map_err(|e| e.to_string())?;
         }
         place.world.bring(m, comes);
+        if comes == Comes::Foreign {
+            self.estrange(&place.world, m);
+        }
         place.registry.register(&name, None, SimMember::new(&place.world, m)).map_err(|e| e.to_string())?;
         let desc = place.registry.open(&name, true, Box::new(|_| {})).map_err(|e| e.to_string())?;
-        let ours = |sb: &Superblock| sb.array == self.head().array && sb.slot == m;
+        let ours = |sb: &Superblock| self.is_ours(sb) && sb.slot == m;
         let found = self.superblock(place, m, &desc).await.filter(ours);
         let new = || Uuid::from_u128(1 << 64 | u128::from(place.world.below(u64::MAX)));
         let uuid = found.as_ref().map_or_else(new, |sb| sb.member().uuid);
-        Ok(ec.join(m, Newcomer { desc, uuid, found }).await.is_ok())
+        ec.join(m, Newcomer { desc, uuid, found }).await.map(drop).map_err(|e| e.to_string())
     }
 
     fn is_whole(&self, place: &Place, m: usize) -> bool {
@@ -305,13 +313,22 @@ impl Stack for Array {
         node.device().as_any().downcast_ref::<Ec>().is_some_and(|ec| ec.member_state(m) == MemberState::InSync)
     }
 
-    fn may_rot(&self, place: &Place, member: usize) -> Range<usize> {
-        let node = place.registry.find(DEVICE);
-        let ec = node.as_ref().and_then(|n| n.device().as_any().downcast_ref::<Ec>());
-        if ec.is_none_or(|ec| !ec.rebuild_progress().is_empty()) {
-            // A rebuild takes what it reads for right, as every degraded read does.
-            return 0..0;
-        }
+    fn is_rebuilding(&self, place: &Place) -> bool {
+        let Some(node) = place.registry.find(DEVICE) else { return false };
+        node.device().as_any().downcast_ref::<Ec>().is_some_and(|ec| !ec.rebuild_progress().is_empty())
+    }
+
+    fn estrange(&self, world: &World, m: usize) {
+        let other = Superblock { array: Uuid::from_u128(0xf0e1), ..self.head() };
+        let (bs, mut bytes) = (self.members[m].0 as usize, vec![0; SUPERBLOCK_BYTES as usize]);
+        other.for_slot(m).encode(&mut bytes);
+        let at = Layout::superblock_at(other.copy()) as usize / bs;
+        let bytes: Arc<[u8]> = bytes.into();
+        let blocks = (0..bytes.len()).step_by(bs).map(|from| Content::Data(bytes.clone(), from as u32));
+        world.image(m, |i| i.put(at, blocks));
+    }
+
+    fn may_rot(&self, member: usize) -> Range<usize> {
         let bs = u64::from(self.members[member].0);
         let l = &self.layout;
         (l.data_offset / bs) as usize..((l.data_offset + l.stripes * u64::from(l.strip)) / bs) as usize
