@@ -97,6 +97,11 @@ impl CoreState {
         CURRENT.with(|c| c.borrow().clone())
     }
 
+    /// Makes `other` this thread's state, and returns what was: where one thread stands for several cores.
+    pub(crate) fn exchange(other: Option<Rc<CoreState>>) -> Option<Rc<CoreState>> {
+        CURRENT.with(|c| c.replace(other))
+    }
+
     /// Gives up this thread's state: the last step before its reactor ends. Channels must be closed.
     pub fn shutdown() {
         if let Some(s) = CURRENT.with(|c| c.borrow_mut().take()) {

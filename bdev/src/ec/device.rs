@@ -11,7 +11,6 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::{Reactor, oneshot};
 
 use super::engine::Engine;
-use super::faults;
 use super::format::MemberState;
 use super::lower::Lower;
 use super::member::passes;
@@ -181,7 +180,7 @@ impl Bdev for Ec {
     fn open_channel(&self, reactor: &Reactor, _: &Arc<BdevNode>) -> Result<Box<dyn IoChannel>, BdevError> {
         let direct = Arc::new(Direct::default());
         self.shared.direct().push(direct.clone());
-        let home = match reactor.handle().index() == self.shared.home.index() && !faults::is_away() {
+        let home = match reactor.handle().index() == self.shared.home.index() {
             true => {
                 Home::Here(engine_here(self.shared.id).ok_or_else(|| BdevError::NotFound(self.shared.name.clone()))?)
             }

@@ -33,11 +33,6 @@ pub(crate) fn is(_: Mutant) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn is_away() -> bool {
-    false
-}
-
-#[inline(always)]
 pub(crate) fn enter(_: Window) {}
 
 #[inline(always)]

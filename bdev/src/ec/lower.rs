@@ -19,7 +19,8 @@ use crate::io::{IoId, IoRef};
 const MOST: usize = 1 << 16;
 
 thread_local! {
-    static LOWERS: RefCell<HashMap<u64, Weak<Lower>>> = RefCell::default();
+    /// By core and array: in a simulation a thread stands for several cores.
+    static LOWERS: RefCell<HashMap<(usize, u64), Weak<Lower>>> = RefCell::default();
 }
 
 /// Held by each core that may still use the device in a slot. When the last lets go of it, the array closes the device.
@@ -93,7 +94,7 @@ impl Lower {
         });
         LOWERS.with_borrow_mut(|all| {
             all.retain(|_, w| w.strong_count() > 0);
-            all.insert(shared.id, Rc::downgrade(&lower));
+            all.insert((reactor.index(), shared.id), Rc::downgrade(&lower));
         });
         lower
     }
@@ -254,8 +255,8 @@ impl Shared {
     fn on_cores(self: &Arc<Self>, f: impl Fn(&Lower) + Clone + Send + 'static) {
         for core in self.entered_cores() {
             let (id, f) = (self.id, f.clone());
-            core.send(move |_: &Reactor| {
-                let lower = LOWERS.with_borrow(|all| all.get(&id).and_then(Weak::upgrade));
+            core.send(move |r: &Reactor| {
+                let lower = LOWERS.with_borrow(|all| all.get(&(r.index(), id)).and_then(Weak::upgrade));
                 if let Some(lower) = lower {
                     f(&lower);
                 }

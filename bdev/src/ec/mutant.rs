@@ -80,22 +80,12 @@ impl Window {
 
 thread_local! {
     static MUTANT: Cell<Option<Mutant>> = const { Cell::new(None) };
-    static AWAY: Cell<bool> = const { Cell::new(false) };
     static OPEN: RefCell<[u32; Window::ALL.len()]> = const { RefCell::new([0; Window::ALL.len()]) };
 }
 
 /// Builds a fault in, or takes it out.
 pub(crate) fn set(m: Option<Mutant>) {
     MUTANT.set(m);
-}
-
-/// Channels that this core opens from now on are, or are not, as on a core that is not the array's home.
-pub(crate) fn set_away(away: bool) {
-    AWAY.set(away);
-}
-
-pub(crate) fn is_away() -> bool {
-    AWAY.get()
 }
 
 pub(crate) fn is(m: Mutant) -> bool {

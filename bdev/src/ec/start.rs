@@ -40,7 +40,9 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// The engine of this number, if this is its home core.
 pub(super) fn engine_here(id: u64) -> Option<Rc<Engine>> {
-    ENGINES.with_borrow(|e| e.get(&id).cloned())
+    let engine = ENGINES.with_borrow(|e| e.get(&id).cloned());
+    debug_assert!(engine.as_ref().is_none_or(|e| e.shared.home.is_current()), "asked for on another core");
+    engine
 }
 
 /// Starts the array of `head`, the superblock that assembly decided for, on this core: recovers it and registers it as `name`.

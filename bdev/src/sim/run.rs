@@ -39,7 +39,7 @@ const LOOK: u64 = 64 << 10;
 /// Where a device is started.
 #[derive(Clone)]
 pub struct Place {
-    /// The reactor.
+    /// The reactor; of those who make requests from another core, that one's.
     pub reactor: Reactor,
     /// The members that are there are registered as [`member_name`].
     pub registry: Arc<Registry>,
@@ -49,8 +49,6 @@ pub struct Place {
     pub present: Vec<usize>,
     /// Nothing was ever written: the device is to be made.
     pub first: bool,
-    /// Requests are to take the way that those of other cores take.
-    pub away: bool,
 }
 
 /// The name of member `i`.
@@ -197,14 +195,19 @@ pub fn run_script<S: Stack>(seed: u64, stack: S, script: &Script) -> Outcome {
 fn run<S: Stack>(seed: u64, stack: S, writer: Writer) -> Outcome {
     let dma = DmaOptions { max_bytes: 16 << 20, huge: false, register: false };
     let ring = RingOptions { sq_entries: 16, cq_entries: 16, ..RingOptions::default() };
-    let mut sim = Sim::with(seed, Settings { dma, ring, ..Settings::default() });
+    let mut sim = Sim::with_cores(seed, Settings { dma, ring, ..Settings::default() }, 2);
+    let mut parked = [None, None];
+    sim.on_switch(move |from, to| parked[from] = CoreState::exchange(parked[to].take()));
+    let init = |r: &Reactor| drop(CoreState::init(r, CoreOptions { requests: 1024, child_reserve: 256 }));
+    (0..2).for_each(|core| sim.on_core(core, init));
+    let away = sim.peer(1).clone();
     let world = World::new(seed, stack.images(), stack.windows());
     let outcome = sim.block_on(move |r| async move {
-        CoreState::init(&r, CoreOptions { requests: 1024, child_reserve: 256 });
         let shape = stack.shape();
         let (oracle, budget) = (Oracle::new(shape.blocks), Budget::new(&shape));
         let mut runner = Runner {
             reactor: r,
+            away,
             world,
             stack: Rc::new(stack),
             oracle: Rc::new(RefCell::new(oracle)),
@@ -213,12 +216,14 @@ fn run<S: Stack>(seed: u64, stack: S, writer: Writer) -> Outcome {
         };
         runner.all(writer).await
     });
-    CoreState::shutdown();
+    (0..2).rev().for_each(|core| sim.on_core(core, |_| CoreState::shutdown()));
     outcome
 }
 
 pub(super) struct Runner<S> {
     pub(super) reactor: Reactor,
+    /// Another core.
+    pub(super) away: Reactor,
     pub(super) world: World,
     pub(super) stack: Rc<S>,
     pub(super) oracle: Rc<RefCell<Oracle>>,
@@ -268,7 +273,6 @@ impl<S: Stack> Runner<S> {
             world: self.world.clone(),
             present: present.clone(),
             first: self.first,
-            away: life.away,
         };
         for &i in &present {
             let uuid = Uuid::from_u128(0x6d656d_626572 << 32 | i as u128);
@@ -369,9 +373,7 @@ impl<S: Stack> Runner<S> {
             }
         }
         self.first = false;
-        let desc =
-            place.registry.open(DEVICE, true, Box::new(|_| {})).map_err(|e| format!("it cannot be opened: {e}"))?;
-        let channel = desc.channel().map_err(|e| format!("it has no channel: {e}"))?;
+        let (desc, channel) = open(place)?;
         let all = async {
             if !self.mend(place).await? {
                 return Ok(());
@@ -381,7 +383,7 @@ impl<S: Stack> Runner<S> {
             if too_few {
                 return Ok(());
             }
-            let tasks = Tasks::start(self, place, &channel, life);
+            let tasks = Tasks::start(self, place, life);
             let done = tasks.end().await;
             tally.requests += done.requests;
             tally.joined += done.joined;
@@ -447,6 +449,13 @@ impl<S: Stack> Runner<S> {
         };
         within(&self.reactor, all).await.ok_or_else(|| "it cannot be taken down".to_owned())
     }
+}
+
+/// The device, on the calling core.
+pub(super) fn open(place: &Place) -> Result<(BdevDesc, Channel), String> {
+    let desc = place.registry.open(DEVICE, true, Box::new(|_| {})).map_err(|e| format!("it cannot be opened: {e}"))?;
+    let channel = desc.channel().map_err(|e| format!("it has no channel: {e}"))?;
+    Ok((desc, channel))
 }
 
 /// Lets some blocks become wrong, of as many members as can be told. `which` decides about both.

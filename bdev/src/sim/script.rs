@@ -79,7 +79,7 @@ pub struct Life {
     /// Some blocks of as many members as can be told are wrong when it begins; the device looks for them before anything is read. The
     /// number decides which.
     pub rotten: Option<u64>,
-    /// Requests come from another core than the device's.
+    /// Every second request under way comes from another core than the device's.
     pub away: bool,
     /// Power fails when members have been asked and have answered so often; `None`: when the steps have ended.
     pub crash_in: Option<u64>,
@@ -116,7 +116,7 @@ impl fmt::Display for Script {
                 write!(f, " wrong blocks {which},")?;
             }
             if l.away {
-                write!(f, " from another core,")?;
+                write!(f, " from two cores,")?;
             }
             match l.crash_in {
                 Some(n) => write!(f, " power fails at step {n}")?,

@@ -12,7 +12,7 @@ use longshore_reactor::JoinHandle;
 
 use super::budget::Budget;
 use super::oracle::{self, Oracle};
-use super::run::{Place, Runner, Stack, rot};
+use super::run::{Place, Runner, Stack, open, rot};
 use super::script::{Comes, Life, Step};
 use super::world::Health;
 use crate::channel::Channel;
@@ -65,7 +65,7 @@ struct Worker<S> {
 }
 
 impl Tasks {
-    pub(super) fn start<S: Stack>(r: &Runner<S>, place: &Place, channel: &Channel, life: &Life) -> Tasks {
+    pub(super) fn start<S: Stack>(r: &Runner<S>, place: &Place, life: &Life) -> Tasks {
         let steps = life.steps.iter().copied().collect();
         let done = Done { requests: 0, joined: 0, rebuilt: 0, wrong: Ok(()) };
         let shared = Shared {
@@ -78,17 +78,23 @@ impl Tasks {
             waiting: Vec::new(),
         };
         let shared = Rc::new(RefCell::new(shared));
-        let worker = || Worker {
-            place: place.clone(),
-            stack: r.stack.clone(),
-            oracle: r.oracle.clone(),
-            budget: r.budget.clone(),
-            channel: channel.clone(),
-            shared: shared.clone(),
-            unmap_unit: r.stack.shape().unmap_unit,
+        let run = |i: usize| {
+            let reactor = if life.away && i.is_multiple_of(2) { &r.away } else { &r.reactor };
+            let place = Place { reactor: reactor.clone(), ..place.clone() };
+            let (stack, oracle, budget) = (r.stack.clone(), r.oracle.clone(), r.budget.clone());
+            let (shared, unmap_unit) = (shared.clone(), r.stack.shape().unmap_unit);
+            reactor.spawn(async move {
+                // On the core that it is of.
+                match open(&place) {
+                    Ok((_desc, channel)) => {
+                        Worker { place, stack, oracle, budget, channel, shared, unmap_unit }.work().await;
+                    }
+                    Err(_) if !place.world.powered() => {}
+                    Err(why) => shared.borrow_mut().done.wrong = Err(why),
+                }
+            })
         };
-        let running = (0..life.depth.max(1)).map(|_| r.reactor.spawn(worker().work())).collect();
-        Tasks { shared, running }
+        Tasks { running: (0..life.depth.max(1)).map(run).collect(), shared }
     }
 
     pub(super) async fn end(self) -> Done {

@@ -200,7 +200,6 @@ impl Stack for Array {
     async fn start(&self, place: &Place) -> Result<(), String> {
         // What was open at the last crash nobody closed.
         faults::close_windows();
-        faults::set_away(place.away);
         let mut members: Vec<Option<BdevDesc>> = (0..self.layout.n()).map(|_| None).collect();
         for &slot in &place.present {
             let desc = place.registry.open(&member_name(slot), true, Box::new(|_| {})).map_err(|e| e.to_string())?;
