@@ -126,14 +126,23 @@ impl Engine {
     /// Makes sure that nobody else has written the superblocks since `last`.
     async fn check_writers(self: &Rc<Self>, live: u64, last: Stamp) -> Result<(), Offline> {
         for slot in masked(live) {
-            let found = self.read_superblock(slot).await;
+            let (found, unread) = match self.read_superblock(slot).await {
+                Ok(read) => read,
+                Err(_) => {
+                    self.fail_member(slot, "its superblock could not be read");
+                    continue;
+                }
+            };
             match found {
-                Err(_) => self.fail_member(slot, "its superblock could not be read"),
-                Ok(Some(sb)) if sb.stamp == last && sb.array == self.array => {}
-                Ok(Some(sb)) if sb.array == self.array && sb.stamp.nonce == last.nonce && sb.stamp < last => {
+                Some(sb) if sb.stamp == last && sb.array == self.array => {}
+                // The other copy is the newer one. Of a member that joined, this one is of the session that it was lost in, or of another.
+                Some(sb) if sb.array == self.array && unread && sb.stamp.epoch < last.epoch => {
+                    self.fail_member(slot, "its last superblock could not be read");
+                }
+                Some(sb) if sb.array == self.array && sb.stamp.nonce == last.nonce && sb.stamp < last => {
                     self.fail_member(slot, "it lost a superblock that it had taken");
                 }
-                Ok(found) => {
+                found => {
                     let what = found.map_or("no superblock".to_owned(), |s| s.stamp.to_string());
                     tracing::error!(
                         "array '{}': member {slot} holds {what} instead of {last}: another writer is at work",
@@ -147,12 +156,12 @@ impl Engine {
         Ok(())
     }
 
-    /// The superblock that a member holds now; `None` if there is none.
+    /// The superblock that a member holds now; `None` if there is none. True: the other copy could not be read.
     ///
     /// A copy that cannot be read does not count. It is the older one, or the member is not up to date with the other; then it is written by the
     /// next update, or by [`complete_head`](Engine::complete_head). Only a second writer that wrote to just this block before it became
     /// unreadable could be missed by that.
-    async fn read_superblock(self: &Rc<Self>, slot: usize) -> Result<Option<Superblock>, Status> {
+    async fn read_superblock(self: &Rc<Self>, slot: usize) -> Result<(Option<Superblock>, bool), Status> {
         let mut pending = Vec::new();
         for copy in 0..2 {
             let buf = self.meta.page().await;
@@ -171,9 +180,9 @@ impl Engine {
         }
         match Superblock::select([&copies[0], &copies[1]]) {
             _ if self.members[slot].is_barred() => Err(Status::NAMESPACE_NOT_READY),
-            Ok(found) => Ok(Some(found)),
+            Ok(found) => Ok((Some(found), status.is_err())),
             Err(_) if status.is_err() => Err(status),
-            Err(_) => Ok(None),
+            Err(_) => Ok((None, false)),
         }
     }
 
@@ -181,8 +190,8 @@ impl Engine {
     pub(super) async fn complete_head(self: &Rc<Self>, head: &Superblock) {
         for slot in masked(self.written_to()) {
             match self.read_superblock(slot).await {
-                Ok(Some(sb)) if sb.stamp == head.stamp => self.given.borrow_mut()[slot] = head.stamp,
-                Ok(Some(sb)) if sb.stamp == head.predecessor => {
+                Ok((Some(sb), _)) if sb.stamp == head.stamp => self.given.borrow_mut()[slot] = head.stamp,
+                Ok((Some(sb), _)) if sb.stamp == head.predecessor => {
                     let mut buf = self.meta.page().await;
                     if let Some(out) = buf.get_mut() {
                         head.for_slot(slot).encode(&mut out[..SUPERBLOCK_BYTES as usize]);

@@ -82,6 +82,8 @@ pub(super) struct Member {
     /// Writes have completed since the last flush was submitted.
     pub(super) dirty: Cell<bool>,
     flights: RefCell<Flights>,
+    /// Devices opened in the slot so far.
+    era: Cell<u64>,
     /// It failed: nothing new is sent to it, and who waits for it need not.
     barred: Cell<bool>,
     /// Its device goes away.
@@ -98,6 +100,7 @@ impl Member {
             volatile: Cell::new(false),
             dirty: Cell::new(false),
             flights: RefCell::default(),
+            era: Cell::new(0),
             barred: Cell::new(false),
             leaving: RefCell::default(),
             again: Rc::new(Again { shared: shared.clone(), queue: IoQueue::default(), timer: RefCell::default() }),
@@ -117,7 +120,13 @@ impl Member {
         let there = channel.is_some();
         *self.channel.borrow_mut() = channel;
         self.barred.set(false);
+        self.era.set(self.era.get() + 1);
         there
+    }
+
+    /// Which of the devices that were opened in the slot it is.
+    pub(super) fn era(&self) -> u64 {
+        self.era.get()
     }
 
     /// Lets the channel go.

@@ -233,11 +233,12 @@ impl Engine {
         let mut pending = Vec::new();
         for slot in super::txn::masked(slots) {
             self.shared.counters.metadata_writes.add(1);
-            pending.push((slot, self.request(slot, Op::Write, IoFlags::FUA, at, buf).await));
+            let sent = self.request(slot, Op::Write, IoFlags::FUA, at, buf).await;
+            pending.push((slot, self.members[slot].era(), sent));
         }
-        for (slot, p) in pending {
+        for (slot, era, p) in pending {
             if p.done().await.is_err() && !self.shared.is_offline() {
-                self.fail_member(slot, "a write of metadata failed");
+                self.fail_device(slot, era, "a write of metadata failed");
             }
         }
     }

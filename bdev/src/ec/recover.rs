@@ -299,11 +299,12 @@ impl Engine {
             }
             self.shared.counters.metadata_writes.add(1);
             let part = buf.slice(0, block);
-            pending.push((slot, self.request(slot, Op::Write, IoFlags::FUA, l.journal_at(MARK), &part).await, buf));
+            let sent = self.request(slot, Op::Write, IoFlags::FUA, l.journal_at(MARK), &part).await;
+            pending.push((slot, self.members[slot].era(), sent, buf));
         }
-        for (slot, p, buf) in pending {
+        for (slot, era, p, buf) in pending {
             if p.done().await.is_err() && !self.shared.is_offline() {
-                self.fail_member(slot, "a write of metadata failed");
+                self.fail_device(slot, era, "a write of metadata failed");
             }
             self.meta.stock_page(buf);
         }

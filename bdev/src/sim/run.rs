@@ -258,11 +258,13 @@ impl<S: Stack> Runner<S> {
         let number = tally.lives;
         let said = |what: String| format!("life {number}: {what}");
         let members = self.world.members();
+        // What a member that is being rebuilt gets is decoded from what is there.
+        let may_rot = self.budget.borrow().lost().is_empty();
         let absent = self.absent(life);
         for i in 0..members {
             self.world.set_health(i, Health { gone: absent.contains(&i), ..Health::default() });
         }
-        self.swap(life, &absent);
+        self.swap(life, &absent, may_rot);
         self.world.remember();
         self.world.power_on();
         self.world.crash_in(life.crash_in);
@@ -302,7 +304,7 @@ impl<S: Stack> Runner<S> {
             return Ok(());
         }
         let images = |e| said(format!("the images after it: {e}"));
-        self.take_stock().map_err(images)?;
+        self.take_stock(&absent).map_err(images)?;
         let sound: Vec<bool> = {
             let b = self.budget.borrow();
             (0..members).map(|i| !b.lost().contains(&i) && !b.rotten().contains(&i)).collect()
@@ -322,7 +324,7 @@ impl<S: Stack> Runner<S> {
     }
 
     /// Members that have something else by now.
-    fn swap(&self, life: &Life, absent: &[usize]) {
+    fn swap(&self, life: &Life, absent: &[usize], may_rot: bool) {
         if self.first {
             return;
         }
@@ -335,10 +337,7 @@ impl<S: Stack> Runner<S> {
                 }
             }
         }
-        // What is rebuilt when it starts is decoded from what is wrong.
-        if let Some(which) = life.rotten
-            && b.lost().iter().all(|m| absent.contains(m))
-        {
+        if let Some(which) = life.rotten.filter(|_| may_rot) {
             rot(&self.world, &mut b, which, |m| self.stack.may_rot(m));
         }
     }
@@ -349,13 +348,23 @@ impl<S: Stack> Runner<S> {
     }
 
     /// Looks who lacks something: who was away for a moment without anybody's noting it does not.
-    fn take_stock(&self) -> Result<(), String> {
+    fn take_stock(&self, absent: &[usize]) -> Result<(), String> {
         let Some(given_up) = self.stack.given_up(&self.world)? else { return Ok(()) };
         let mut b = self.budget.borrow_mut();
-        if let Some(m) = (0..given_up.len()).find(|m| given_up[*m] && !b.lost().contains(m)) {
-            return Err(format!("member {m} was given up, and nothing had been wrong with it"));
+        let lacks = |m: usize| given_up[m] || self.world.image(m, |i| i.is_damaged());
+        // Two starts that power cut short left each its own word on some member, of equal worth: those who were absent in the second may
+        // be taken, and those given up that were there.
+        let mut back = absent.iter().filter(|&&m| b.lost().contains(&m) && !lacks(m)).count();
+        b.keep(lacks);
+        for m in (0..given_up.len()).filter(|&m| given_up[m]) {
+            if b.lost().contains(&m) {
+                continue;
+            }
+            if back == 0 || !b.lose(m) {
+                return Err(format!("member {m} was given up, and nothing had been wrong with it"));
+            }
+            back -= 1;
         }
-        b.keep(|m| given_up[m] || self.world.image(m, |i| i.is_damaged()));
         Ok(())
     }
 

@@ -20,9 +20,7 @@ impl Engine {
     /// A member failed: nothing is sent to it any more, and nothing acknowledged until superblocks say so.
     pub(in crate::ec) fn fail_member(self: &Rc<Self>, slot: usize, why: &'static str) {
         if !matches!(self.shared.state(slot), MemberState::InSync | MemberState::Rebuilding) {
-            if self.rebuild.is_joining(slot) {
-                self.give_up(slot);
-            }
+            // If another device is joining in its slot, this is late news of the former one.
             return;
         }
         let name = self.shared.member_name(slot).unwrap_or_default();
@@ -59,6 +57,13 @@ impl Engine {
             return self.does_not_read(slot);
         }
         tracing::error!("array '{}': reads of member {slot} fail, and it cannot be done without", self.shared.name);
+    }
+
+    /// As [`fail_member`](Engine::fail_member), of the device that was opened as number `era` in the slot: another one may be there by now.
+    pub(in crate::ec) fn fail_device(self: &Rc<Self>, slot: usize, era: u64, why: &'static str) {
+        if self.members[slot].era() == era {
+            self.fail_member(slot, why);
+        }
     }
 
     /// Sends nothing more to a member. What hangs on it may never end: flushes and metadata do not wait for it.
@@ -209,6 +214,9 @@ impl Engine {
         for m in &self.members {
             if m.oldest().is_some_and(|since| now.saturating_sub(since) > limit) {
                 self.fail_member(m.slot, "it did not answer in time");
+                if self.rebuild.is_joining(m.slot) {
+                    self.give_up(m.slot);
+                }
                 // Again if it has failed before: what hangs is aborted until it ends.
                 m.abort_all();
             }

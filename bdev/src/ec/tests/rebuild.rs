@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::hung::{Deaf, WRITES};
-use super::probe::{Kind, array};
+use super::probe::{Act, Kind, array};
 use super::*;
 use crate::ec::format::{MemberState, RebuildMode};
+use crate::ec::start::engine_here;
 use crate::ec::{Ec, Newcomer, RebuildQos, RebuildState};
 use crate::testing::open;
 use crate::{BdevDesc, Op};
@@ -339,6 +340,68 @@ fn a_page_that_only_a_member_being_rebuilt_has_counts_from_the_start_and_not_whe
         let node = s.start(&r, &[]).await.unwrap();
         let rig = Rig { s, r: r.clone(), node, model };
         assert_eq!((mapped, rig.ec().unmap_status().mapped), (3, 3));
+        rig.end().await;
+    });
+}
+
+#[test]
+fn what_is_heard_late_of_a_slots_former_device_does_not_keep_the_next_from_joining() {
+    sim(10, |r| async move {
+        let (s, judges) = array(3, 2, 20, Kind::default());
+        let mut rig = Rig::of(&r, s).await;
+        rig.write(0..4, 1).await;
+        let engine = engine_here(rig.ec().shared.id).unwrap();
+        let before = engine.members[1].era();
+        rig.ec().retire(1).await.unwrap();
+        judges.set(|slot, io| match slot == 1 && io.op() == Op::Write {
+            true => Act::After(Duration::from_millis(2)),
+            false => Act::Pass,
+        });
+        let (late, at) = (engine.clone(), r.clone());
+        let news = r.spawn(async move {
+            while !late.rebuild.is_joining(1) {
+                at.sleep(Duration::from_micros(100)).await;
+            }
+            late.fail_member(1, "heard late");
+            while late.rebuild.is_joining(1) {
+                at.sleep(Duration::from_micros(100)).await;
+            }
+            late.fail_device(1, before, "heard later still");
+        });
+        rig.give_back(1).await;
+        assert!(news.await.is_ok());
+        judges.pass_all();
+        drop(engine);
+        rig.rebuilt(1).await;
+        rig.check().await;
+        rig.end().await;
+    });
+}
+
+#[test]
+fn a_member_whose_last_superblock_cannot_be_read_fails_and_is_not_taken_for_another_writers() {
+    sim(11, |r| async move {
+        let (s, judges) = array(3, 2, 20, Kind::default());
+        let Rig { s, node, .. } = Rig::of(&r, s).await;
+        drop(node);
+        s.stop().await;
+        let node = s.start(&r, &[1]).await.unwrap();
+        let model = Model::new(&s);
+        let mut rig = Rig { s, r: r.clone(), node, model };
+        rig.write(0..4, 1).await;
+        rig.ec().set_rebuild_qos(RebuildQos { max_stripes_per_sec: 0, paused: true });
+        rig.give_back(1).await;
+        // The other copy is of the session before.
+        let last = Layout::superblock_at(rig.s.superblock(&r, 1).await.copy()) / 512;
+        judges.set(move |slot, io| match slot == 1 && io.op() == Op::Read && io.lba() == last {
+            true => Act::Fail(Status::UNRECOVERED_READ_ERROR),
+            false => Act::Pass,
+        });
+        rig.ec().retire(4).await.unwrap();
+        assert_eq!(rig.ec().member_state(1), MemberState::Failed);
+        assert!(!rig.ec().is_offline());
+        judges.pass_all();
+        rig.check().await;
         rig.end().await;
     });
 }
