@@ -145,7 +145,7 @@ fn caught(fault: Fault) {
     assert_eq!((&again.script, &again.wrong), (&o.script, &o.wrong), "a seed always does the same");
     let repeat = run_script(seed, Single::of(seed, fault), &o.script);
     assert_eq!(repeat.wrong, o.wrong, "its script does the same again");
-    let small = shrink(o.script, 400, |s| run_script(seed, Single::of(seed, fault), s).wrong.is_err());
+    let small = shrink(o.script, 3000, |s| run_script(seed, Single::of(seed, fault), s).wrong.is_err());
     println!("{small}");
     assert!(small.requests() <= 12, "{} requests are left:\n{small}", small.requests());
 }
