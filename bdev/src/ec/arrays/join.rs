@@ -173,7 +173,7 @@ impl Arrays {
         let newcomer = registry.find(device).ok_or_else(|| BdevError::NotFound(device.to_owned()))?;
         let device = newcomer.name().to_owned();
         let seat = self.seats.take(node, slot, &device)?;
-        let patience = self.replace_timeout();
+        let patience = || self.replace_timeout();
         let in_use = |slot| matches!(ec.member_state(slot), MemberState::InSync | MemberState::Rebuilding);
         if ec.shared.member_name(slot).as_deref() == Some(&device) {
             if in_use(slot) {
@@ -234,7 +234,7 @@ impl Arrays {
         Duration::from_millis(self.replace_timeout_ms.load(Ordering::Relaxed))
     }
 
-    /// Sets how long requests may hang on a device that is to leave its slot, before that is given up.
+    /// Sets how long requests may hang on a device that is to leave its slot, before that is given up; also for who waits already.
     pub fn set_replace_timeout(&self, timeout: Duration) {
         self.replace_timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }

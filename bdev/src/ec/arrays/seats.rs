@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longshore_reactor::Reactor;
 use uuid::Uuid;
@@ -15,6 +16,9 @@ use crate::registry::BdevError;
 
 /// Patience with requests that still hang on the device that is to leave a slot, unless set otherwise. Clients wait for an answer for 60 s.
 pub const REPLACE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How soon a wait learns that patience was set anew.
+const ASKED_EACH: Duration = Duration::from_millis(100);
 
 /// Slots, by array, that a device is being taken into.
 #[derive(Default)]
@@ -67,15 +71,28 @@ impl Seats {
 }
 
 impl Seat<'_> {
-    /// Ends when nothing of the array is in flight on the device that was in the slot.
-    pub(super) async fn vacated(&self, reactor: &Reactor, ec: &Ec, patience: Duration) -> Result<(), BdevError> {
+    /// Ends when nothing of the array is in flight on the device that was in the slot. `patience` is asked again and again: it may be set meanwhile.
+    pub(super) async fn vacated(
+        &self,
+        reactor: &Reactor,
+        ec: &Ec,
+        patience: impl Fn() -> Duration,
+    ) -> Result<(), BdevError> {
         let slot = self.1.1;
         let name = ec.shared.member_name(slot).unwrap_or_default();
         self.waits_for(Some(name.clone()));
         let why = "requests of the array hang on it: try again when it has ended them";
-        let outcome = within(reactor, patience, ec.vacated(slot)).await;
+        let (began, mut vacated) = (Instant::now(), pin!(ec.vacated(slot)));
+        let outcome = loop {
+            let left = patience().saturating_sub(began.elapsed());
+            match within(reactor, left.min(ASKED_EACH), vacated.as_mut()).await {
+                Some(outcome) => break outcome,
+                None if left.is_zero() => break Err(BdevError::Busy { name, why }),
+                None => {}
+            }
+        };
         self.waits_for(None);
-        outcome.unwrap_or(Err(BdevError::Busy { name, why }))
+        outcome
     }
 
     fn waits_for(&self, device: Option<String>) {

@@ -15,8 +15,8 @@ struct Hung {
 impl Hung {
     async fn new(r: &Reactor, spare: bool) -> Hung {
         let w = World::new(r, 4);
-        w.arrays.set_tuning(Tuning { write_timeout: Duration::from_millis(100), ..Tuning::default() });
-        w.arrays.set_replace_timeout(Duration::from_millis(50));
+        w.arrays.set_tuning(Tuning { write_timeout: Duration::from_secs(1), ..Tuning::default() });
+        w.arrays.set_replace_timeout(Duration::from_secs(3600));
         w.attach([0, 2]);
         let hangs = Arc::new(AtomicU8::new(NOTHING));
         w.registry.register("m1", None, Arc::new(Deaf::new(w.disks[1].clone(), hangs.clone()))).unwrap();
@@ -44,7 +44,13 @@ impl Hung {
         }
     }
 
+    /// Who waits for the slot gives up.
+    fn impatient(&self) {
+        self.w.arrays.set_replace_timeout(Duration::ZERO);
+    }
+
     async fn release(&self) {
+        self.w.arrays.set_replace_timeout(Duration::from_secs(3600));
         self.hangs.store(NOTHING, Ordering::Relaxed);
         self.w.registry.find("m1").unwrap().notify_channels(0).await.unwrap();
     }
@@ -77,6 +83,7 @@ fn a_replacement_says_what_it_waits_for_gives_up_and_is_done_when_that_has_ended
         let info = hung.w.arrays.describe(&hung.w.registry, &hung.node).unwrap();
         assert_eq!((info.members[1].state, info.members[1].name.as_deref()), (Failed, Some("m1")));
         assert!(info.members[1].why.is_some(), "why it failed is still said");
+        hung.impatient();
         let why = "requests of the array hang on it: try again when it has ended them";
         assert_eq!(asked.await.unwrap(), Err(BdevError::Busy { name: "m1".into(), why }));
         assert_eq!(hung.replacement(), None);
@@ -93,6 +100,7 @@ fn a_spare_that_had_to_wait_too_long_takes_the_slot_when_the_old_device_lets_go(
     run(|r| async move {
         let hung = Hung::new(&r, true).await;
         hung.replacement_is(&r, waiting()).await;
+        hung.impatient();
         hung.replacement_is(&r, None).await;
         let spares = hung.w.arrays.describe(&hung.w.registry, &hung.node).unwrap().spares;
         assert_eq!((states(&hung.node, 3)[1], &spares[..]), (Failed, &["x0".to_owned()][..]));
