@@ -5,7 +5,8 @@
 //! write was cut short. A higher sequence would go to the other slot, the only one that is whole there until that write is done.
 //!
 //! A slot that a member cannot read may hold a newer page, of a commit that a crash cut short, and may be read again some day. It has no
-//! part in what counts, so it is zeroed: or else that page would count later, over all that was written since.
+//! part in what counts, so it is zeroed: or else that page would count later, over all that was written since. Unless that has been overwritten
+//! before, with a page that counts: the first superblocks of the session may begin a new generation of the write-intent bitmap.
 
 use std::rc::Rc;
 
@@ -24,7 +25,11 @@ pub(super) struct Uneven {
 
 /// A slot of a page that some members could not read, and that is not the one in force.
 struct Unread {
+    kind: PageKind,
+    index: u32,
     at: u64,
+    /// The page's sequence as it counted; 0: there was none.
+    sequence: u64,
     members: u64,
 }
 
@@ -136,7 +141,8 @@ impl Engine {
         }
         let in_force = best.as_ref().map(|b| b.header.side());
         for side in (0..2).filter(|side| Some(*side) != in_force && failed[*side as usize] != 0) {
-            unread.push(Unread { at: at(side), members: failed[side as usize] });
+            let sequence = best.as_ref().map_or(0, |b| b.header.sequence);
+            unread.push(Unread { kind, index, at: at(side), sequence, members: failed[side as usize] });
         }
         best
     }
@@ -147,6 +153,13 @@ impl Engine {
             self.write_page_to(self.written_to() & !p.have, p.header, &p.bits).await;
         }
         for u in uneven.unread {
+            if u.kind == PageKind::Wib {
+                // A new generation may have been written there meanwhile: it counts.
+                let sequence = self.intent.sequence.borrow()[u.index as usize];
+                if sequence != u.sequence && self.shared.layout.wib_page_at(u64::from(u.index), sequence & 1) == u.at {
+                    continue;
+                }
+            }
             let mut buf = self.meta.page().await;
             if let Some(page) = buf.get_mut() {
                 page[..PAGE_BYTES as usize].fill(0);

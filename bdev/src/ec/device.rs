@@ -13,7 +13,7 @@ use longshore_reactor::{Reactor, oneshot};
 use super::engine::Engine;
 use super::format::MemberState;
 use super::lower::Lower;
-use super::member::passes;
+use super::member::says_nothing;
 use super::remote::Remote;
 use super::scrub::{self, ScrubOptions, ScrubProgress};
 use super::shared::Shared;
@@ -243,6 +243,10 @@ impl EcChannel {
         if u64::from(place.offset) + bytes > u64::from(l.strip) || self.shared.is_offline() {
             return Err(io);
         }
+        if (io.buf_len() as u64) < bytes {
+            // Its host's fault: a member that says so had none.
+            return Err(io);
+        }
         if !self.shared.is_mapped(place.stripe) {
             self.direct.count_empty(bytes);
             io.segments_mut().for_each(|s| s.fill(0));
@@ -305,7 +309,7 @@ impl IoChannel for EcChannel {
             return io.complete(status);
         }
         // The others have it too.
-        let missed = Missed { strip: place.data, heal: !passes(status) };
+        let missed = Missed { strip: place.data, heal: !says_nothing(status) };
         io.set_saved(missed.word());
         match &self.home {
             Home::Here(e) => e.read_missed(io, missed),

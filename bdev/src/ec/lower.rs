@@ -52,6 +52,8 @@ struct Slot {
     /// Bytes of the member's block, as a power of two.
     shift: Cell<u32>,
     out: Cell<u32>,
+    /// Ticks when its reads were last aborted, all of them.
+    aborted: Cell<u64>,
     leaving: RefCell<Option<Arc<Departure>>>,
 }
 
@@ -79,6 +81,7 @@ impl Lower {
             channel: RefCell::new(if shared.readable() >> slot & 1 != 0 { shared.channel(slot) } else { None }),
             shift: Cell::new(shared.below(slot).map_or(9, |b| b.0)),
             out: Cell::new(0),
+            aborted: Cell::new(0),
             leaving: RefCell::default(),
         };
         let lower = Rc::new_cyclic(|me| Lower {
@@ -168,6 +171,7 @@ impl Lower {
     /// Ends the reads of the member in `slot` as soon as its device can.
     fn abort_reads(&self, slot: usize) {
         let Some(channel) = self.slots[slot].channel.borrow().clone() else { return };
+        self.slots[slot].aborted.set(self.reactor.now());
         let ids: Vec<IoId> = self.flights.borrow().iter().filter(|f| f.slot as usize == slot).map(|f| f.id).collect();
         for id in ids {
             channel.abort(id);
@@ -215,6 +219,7 @@ impl Lower {
 
     fn look_after(&self) {
         let (limit, now) = (self.reactor.ticks(self.patience), self.reactor.now());
+        let pause = self.reactor.ticks(super::slow::abort_period(self.patience));
         if !self.slow.is_zero() {
             self.look_for_slow(now);
         }
@@ -224,8 +229,10 @@ impl Lower {
         });
         for slot in super::txn::masked(late) {
             if self.shared.readable() >> slot & 1 == 0 {
-                // It has failed already: what hangs is aborted until it ends.
-                self.abort_reads(slot);
+                // It has failed already: what hangs is aborted until it ends, but not each time that is looked.
+                if now.saturating_sub(self.slots[slot].aborted.get()) >= pause {
+                    self.abort_reads(slot);
+                }
                 continue;
             }
             // The reads are aborted when it has failed.

@@ -31,9 +31,15 @@ pub(super) fn passes(status: Status) -> bool {
     of_path && !status.dnr()
 }
 
+/// True if a read that ended so says nothing of its blocks, nor of its member: that passes, or somebody asked for its end, and some devices say
+/// of such a one that it is not to be sent again.
+pub(super) fn says_nothing(status: Status) -> bool {
+    passes(status) || status.is(Status::ABORT_REQUESTED)
+}
+
 /// True if a read that ended so failed for another reason than its blocks: the medium's errors are of status code type 2.
 pub(super) fn is_fault(status: Status) -> bool {
-    status.is_err() && status.kind() != StatusCodeType::Media && !passes(status)
+    status.is_err() && status.kind() != StatusCodeType::Media && !says_nothing(status)
 }
 
 /// Requests that are to be sent again.
@@ -86,6 +92,8 @@ pub(super) struct Member {
     era: Cell<u64>,
     /// It failed: nothing new is sent to it, and who waits for it need not.
     barred: Cell<bool>,
+    /// Ticks when what is in flight was last aborted.
+    aborted: Cell<u64>,
     /// Its device goes away.
     leaving: RefCell<Option<Arc<Departure>>>,
     again: Rc<Again>,
@@ -102,6 +110,7 @@ impl Member {
             flights: RefCell::default(),
             era: Cell::new(0),
             barred: Cell::new(false),
+            aborted: Cell::new(0),
             leaving: RefCell::default(),
             again: Rc::new(Again { shared: shared.clone(), queue: IoQueue::default(), timer: RefCell::default() }),
         };
@@ -225,7 +234,8 @@ impl Member {
 
     /// True if the request of this tag, which has ended so, was ended for the array to do it in another way.
     pub(super) fn is_hedged(&self, status: Status, tag: u64) -> bool {
-        passes(status) && self.flights.borrow().get((tag >> 32) as u32).is_some_and(|f| f.asked == Asked::Array)
+        let asked = |f: &Flight| f.asked == Asked::Array;
+        says_nothing(status) && self.flights.borrow().get((tag >> 32) as u32).is_some_and(asked)
     }
 
     /// Ends the reads in flight, as soon as the device can, that are done in another way.
@@ -266,10 +276,18 @@ impl Member {
     /// Ends everything in flight as soon as the device can.
     pub(super) fn abort_all(&self) {
         let Some(channel) = self.channel.borrow().clone() else { return };
+        self.aborted.set(channel.core().now());
         self.again.end();
         let ids: Vec<IoId> = self.flights.borrow().iter().map(|f| f.id).collect();
         for id in ids {
             channel.abort(id);
+        }
+    }
+
+    /// Ends what still hangs on a member that failed, unless that was tried less than `period` ticks before `now`.
+    pub(super) fn abort_again(&self, now: u64, period: u64) {
+        if now.saturating_sub(self.aborted.get()) >= period {
+            self.abort_all();
         }
     }
 

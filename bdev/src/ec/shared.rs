@@ -132,6 +132,8 @@ impl Shared {
     /// Takes over a device for the member in `slot`, which has none.
     pub(super) fn settle_in(&self, slot: usize, desc: BdevDesc) {
         let below = Below::of(&desc);
+        // What the former one did is not this one's fault.
+        self.faults[slot].store(0, Ordering::Relaxed);
         self.descs()[slot] = Some(desc);
         self.below.lock().unwrap_or_else(PoisonError::into_inner)[slot] = Some(below);
     }

@@ -25,6 +25,11 @@ pub(super) fn period(patience: Duration, slow: Duration) -> Duration {
     if slow.is_zero() { patience / 4 } else { (slow / 4).max(Duration::from_millis(1)).min(patience / 4) }
 }
 
+/// How long what hangs on a failed member is left alone between one attempt to abort it and the next.
+pub(super) fn abort_period(patience: Duration) -> Duration {
+    patience / 4
+}
+
 impl Engine {
     /// Finds members that are slow, by reads of this core.
     pub(super) fn look_for_slow(self: &Rc<Self>, now: u64) {

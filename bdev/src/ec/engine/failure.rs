@@ -9,7 +9,7 @@ use super::super::event::Event;
 use super::super::flush::Offline;
 use super::super::format::MemberState;
 use super::super::lower::Departure;
-use super::super::slow::period;
+use super::super::slow::{abort_period, period};
 use super::super::txn::Txn;
 use super::Engine;
 
@@ -209,16 +209,17 @@ impl Engine {
 
     pub(in crate::ec) fn look_after(self: &Rc<Self>) {
         let limit = self.core.reactor().ticks(self.tuning.write_timeout);
+        let pause = self.core.reactor().ticks(abort_period(self.tuning.write_timeout));
         let now = self.core.now();
         self.look_for_slow(now);
         for m in &self.members {
             if m.oldest().is_some_and(|since| now.saturating_sub(since) > limit) {
                 self.fail_member(m.slot, "it did not answer in time");
-                if self.rebuild.is_joining(m.slot) {
+                if self.rebuild.is_joining(m.slot) && !m.is_barred() {
                     self.give_up(m.slot);
                 }
-                // Again if it has failed before: what hangs is aborted until it ends.
-                m.abort_all();
+                // If it has failed before: what hangs is aborted until it ends.
+                m.abort_again(now, pause);
             }
         }
         if self.members.iter().any(|m| m.inflight() > 0) {

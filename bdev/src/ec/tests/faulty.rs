@@ -157,3 +157,66 @@ fn a_block_that_media_lost_is_unrecovered_and_costs_only_members_that_do_not_rea
         });
     }
 }
+
+#[test]
+fn a_write_asks_members_once_more_before_they_fail_by_a_read_that_it_needs() {
+    for n in [1, 2, 5, 8] {
+        sim(4, move |r| async move {
+            let (s, judges) = array(2, 1, 20, Kind::default());
+            s.create(&r).await;
+            s.start(&r, &[]).await.unwrap();
+            let mut m = Model::new(&s);
+            {
+                let (_desc, ch) = open(&s.registry, "a");
+                assert!(m.write(&r, &ch, 512, 0, 320, 1).await.is_ok());
+                assert!(ch.flush().await.0.is_ok());
+            }
+            s.stop().await;
+            let node = s.start(&r, &[2]).await.unwrap();
+            {
+                let (_desc, ch) = open(&s.registry, "a");
+                let count = Arc::new(AtomicU32::new(0));
+                let counts = count.clone();
+                // Nothing can be done without member 1, which fails every other read.
+                judges.set(move |slot, io| match slot {
+                    1 if io.op() == Op::Read && counts.fetch_add(1, Relaxed).is_multiple_of(2) => {
+                        Act::Fail(Status::INTERNAL_ERROR)
+                    }
+                    _ => Act::Pass,
+                });
+                for lba in (0..312).step_by(8) {
+                    assert_eq!(m.write(&r, &ch, 512, lba, n, lba as u8).await, Status::SUCCESS, "{n} at {lba}");
+                }
+                assert!(count.load(Relaxed) > 20, "{count:?}");
+                assert_eq!((ec(&node).member_state(1), ec(&node).is_offline()), (InSync, false));
+                judges.pass_all();
+                m.check(&r, &ch, 512, 8).await;
+            }
+            drop(node);
+            s.stop().await;
+        });
+    }
+}
+
+#[test]
+fn a_read_whose_buffer_is_too_short_costs_no_member() {
+    sim(5, |r| async move {
+        let (s, _judges) = array(3, 2, 20, Kind::default());
+        s.create(&r).await;
+        let node = s.start(&r, &[]).await.unwrap();
+        let mut m = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
+            for i in 0..200 {
+                // Within one strip.
+                let status = ch.read(i % 10 * 24, 2, filled(&r, 512, 0)).await.0;
+                assert_eq!(status, Status::DATA_SGL_LENGTH_INVALID);
+            }
+            assert!((0..5).all(|slot| ec(&node).member_state(slot) == InSync));
+            m.check(&r, &ch, 512, 8).await;
+        }
+        drop(node);
+        s.stop().await;
+    });
+}

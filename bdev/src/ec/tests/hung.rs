@@ -317,3 +317,42 @@ fn another_reconstruction_is_had_without_a_member_that_hangs() {
         s.stop().await;
     });
 }
+
+#[test]
+fn what_hangs_on_a_failed_member_is_aborted_again_four_times_in_a_time_out_however_often_slow_ones_are_looked_for() {
+    for op in [Op::Read, Op::Write] {
+        sim(40, move |r| async move {
+            let (s, judges) = probe::array(3, 2, 20, probe::Kind { deaf: true, ..probe::Kind::default() });
+            s.create(&r).await;
+            let node = s.start(&r, &[]).await.unwrap();
+            let mut model = Model::new(&s);
+            {
+                let (_desc, ch) = open(&s.registry, "a");
+                assert!(model.write(&r, &ch, 512, 0, s.layout.num_blocks() as u32, 1).await.is_ok());
+                assert!(ch.flush().await.0.is_ok());
+                judges
+                    .set(move |slot, io| if slot == 1 && io.op() == op { probe::Act::Hold } else { probe::Act::Pass });
+                // Reads of a strip go straight to the member; what it is asked to see whether it is fast again, and writes, are the home core's.
+                let all = Rc::new(Recorder::default());
+                let lba = stripe_with(&s, 0) * s.layout.stripe_blocks();
+                all.submit(&ch, op, lba, 1, filled(&r, 512, 1), 0);
+                r.sleep(std::time::Duration::from_secs(40)).await;
+                assert_eq!(probe::ec(&node).member_state(1), MemberState::Failed);
+                let hang = if op == Op::Read { 2 } else { 1 };
+                let before = judges.aborts();
+                assert!((hang..8).contains(&before), "{before}");
+                r.sleep(Tuning::default().write_timeout * 4).await;
+                let more = judges.aborts() - before;
+                assert!((14 * hang..=16 * hang).contains(&more), "{op:?}: {more}");
+                // The device is reset: what hung ends.
+                judges.pass_all();
+                let (_below, dev) = open(&s.registry, "EE_m1");
+                assert!(dev.reset().await.0.is_ok());
+                assert!(end_within(&r, &all, 1, 10).await.iter().all(|e| e.1.is_ok()));
+                model.check(&r, &ch, 512, 8).await;
+            }
+            drop(node);
+            s.stop().await;
+        });
+    }
+}

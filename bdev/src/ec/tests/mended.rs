@@ -86,6 +86,22 @@ fn a_lost_page_of_the_write_intent_bitmap_means_that_all_its_regions_were_writte
 }
 
 #[test]
+fn a_page_that_begins_a_generation_where_one_could_not_be_read_is_not_zeroed() {
+    sim(13, |r| async move {
+        let (s, judges) = array(3, 2, 12, Kind::default());
+        s.create(&r).await;
+        let sides = [0, 1].map(|side| at(&s, PageKind::Wib, side));
+        judges.spoil(sides.map(|at| (1, at)));
+        s.start(&r, &[4]).await.unwrap();
+        judges.pass_all();
+        let (header, bits) = page(&s, &r, 0, PageKind::Wib).await;
+        assert_eq!(page(&s, &r, 1, PageKind::Wib).await, (header, bits));
+        assert_eq!(s.get(&r, 1, sides[1 - header.side() as usize]).await, [0; 4096], "the other one is");
+        s.stop().await;
+    });
+}
+
+#[test]
 fn an_array_whose_map_is_lost_does_not_start_as_if_it_were_empty() {
     sim(3, |r| async move {
         let s = degraded(&r).await;

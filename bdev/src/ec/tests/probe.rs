@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,12 +29,20 @@ pub(super) enum Act {
 type Judge = Box<dyn Fn(usize, &IoRef) -> Act + Send>;
 
 /// Says what becomes of requests to members.
-pub(super) struct Judges(Mutex<Judge>);
+pub(super) struct Judges {
+    judge: Mutex<Judge>,
+    aborts: AtomicU64,
+}
 
 impl Judges {
     /// From now on, `judge` does.
     pub(super) fn set(&self, judge: impl Fn(usize, &IoRef) -> Act + Send + 'static) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(judge);
+        *self.judge.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(judge);
+    }
+
+    /// How often members were asked to end a request early.
+    pub(super) fn aborts(&self) -> u64 {
+        self.aborts.load(Relaxed)
     }
 
     pub(super) fn pass_all(&self) {
@@ -71,6 +80,8 @@ pub(super) struct Kind {
     pub(super) volatile: bool,
     /// What they have begun cannot be aborted.
     pub(super) deaf: bool,
+    /// They say of what was aborted that it is not to be sent again.
+    pub(super) dnr: bool,
 }
 
 struct Probe {
@@ -87,7 +98,7 @@ pub(super) fn array(k: usize, m: usize, stripes: u64, kind: Kind) -> (Small, Arc
 
 /// As [`array`], with so many slots of the journal.
 pub(super) fn array_with(k: usize, m: usize, stripes: u64, slots: u32, kind: Kind) -> (Small, Arc<Judges>) {
-    let judges = Arc::new(Judges(Mutex::new(Box::new(|_, _| Act::Pass))));
+    let judges = Arc::new(Judges { judge: Mutex::new(Box::new(|_, _| Act::Pass)), aborts: AtomicU64::new(0) });
     let s = Small::with(k, m, 4096, stripes, &[512], slots, |slot, g| {
         Arc::new(Probe { below: Malloc::new(g).unwrap(), slot, kind, judges: judges.clone() })
     });
@@ -112,7 +123,7 @@ impl Bdev for Probe {
         Ok(Box::new(ProbeChannel(Rc::new_cyclic(|me| Inner {
             below,
             slot: self.slot,
-            deaf: self.kind.deaf,
+            kind: self.kind,
             judges: self.judges.clone(),
             reactor: r.clone(),
             held: IoQueue::default(),
@@ -131,7 +142,7 @@ struct ProbeChannel(Rc<Inner>);
 struct Inner {
     below: Box<dyn IoChannel>,
     slot: usize,
-    deaf: bool,
+    kind: Kind,
     judges: Arc<Judges>,
     reactor: Reactor,
     held: IoQueue,
@@ -142,7 +153,7 @@ struct Inner {
 impl IoChannel for ProbeChannel {
     fn submit(&self, io: IoRef) {
         let s = &self.0;
-        let act = (s.judges.0.lock().unwrap_or_else(PoisonError::into_inner))(s.slot, &io);
+        let act = (s.judges.judge.lock().unwrap_or_else(PoisonError::into_inner))(s.slot, &io);
         match act {
             Act::Pass => s.below.submit(io),
             Act::Fail(status) => io.complete_later(status),
@@ -162,10 +173,13 @@ impl IoChannel for ProbeChannel {
     }
 
     fn abort(&self, id: IoId) -> bool {
-        if self.0.deaf {
+        self.0.judges.aborts.fetch_add(1, Relaxed);
+        if self.0.kind.deaf {
             return false;
         }
-        self.0.held.remove(id).map(|io| io.complete_later(Status::ABORT_REQUESTED)).is_some()
+        let dnr = self.0.kind.dnr;
+        let status = if dnr { Status::ABORT_REQUESTED.with_dnr() } else { Status::ABORT_REQUESTED };
+        self.0.held.remove(id).map(|io| io.complete_later(status)).is_some()
     }
 
     fn abort_all(&self) {

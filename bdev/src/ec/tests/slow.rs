@@ -212,3 +212,39 @@ fn an_array_that_is_stopped_waits_for_what_a_slow_member_has_and_for_nothing_els
         s.stop().await;
     });
 }
+
+#[test]
+fn a_slow_member_that_says_of_aborted_reads_not_to_ask_again_does_not_fail_by_that_and_nothing_is_healed() {
+    sim(6, |r| async move {
+        let (s, judges) = array(3, 2, 40, Kind { dnr: true, ..Kind::default() });
+        s.create(&r).await;
+        let node = s.start(&r, &[]).await.unwrap();
+        let mut m = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            assert!(m.write(&r, &ch, 512, 0, 960, 1).await.is_ok());
+            assert!(ch.flush().await.0.is_ok());
+            judges.set(|slot, io| match slot {
+                1 if io.op() == Op::Read => Act::After(Duration::from_millis(200)),
+                _ => Act::Pass,
+            });
+            // Of one block, straight to the member, and of several strips, all at once: far more than 64 of either are aborted.
+            let all = Rc::new(Recorder::default());
+            for i in 0..960 {
+                all.submit(&ch, Op::Read, i, 1, filled(&r, 512, 0), i);
+            }
+            for i in 0..400 {
+                all.submit(&ch, Op::Read, i * 2, 17, filled(&r, 17 * 512, 0), i);
+            }
+            assert!(ended(&r, &all, 1360).await.iter().all(|e| e.1.is_ok()));
+            r.sleep(Duration::from_millis(20)).await;
+            assert!(judges.aborts() > 300, "{}", judges.aborts());
+            assert!(ec(&node).shared.is_slow(1));
+            assert_eq!((ec(&node).member_state(1), ec(&node).stats().healed_reads), (InSync, 0));
+            judges.pass_all();
+            m.check(&r, &ch, 512, 8).await;
+        }
+        drop(node);
+        s.stop().await;
+    });
+}

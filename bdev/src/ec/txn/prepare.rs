@@ -73,7 +73,7 @@ impl Txn {
     }
 
     /// Of these rows too much cannot be read: less of them is tried, down to a block, then the writes one by one. Members that do not
-    /// read fail before. Who then wants a block that nothing can be said of, fails.
+    /// read, though they are asked once more, fail before. Who then wants a block that nothing can be said of, fails.
     pub(super) fn lost(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         let l = &engine.shared.layout;
         if s.bad == 0 {
@@ -85,8 +85,11 @@ impl Txn {
         if s.window.len() > l.block {
             s.halve(l);
         } else if faulty != 0 {
-            // Without them it has lost no more than it had, or the array is offline.
-            masked(faulty).for_each(|i| engine.does_not_read(l.slot_of(s.stripe, i)));
+            // One error is not yet a member that does not read: all are asked once more.
+            if std::mem::replace(&mut s.asked, true) {
+                // Without them it has lost no more than it had, or the array is offline.
+                masked(faulty).for_each(|i| engine.does_not_read(l.slot_of(s.stripe, i)));
+            }
         } else if !s.part(l) {
             engine.shared.counters.unrecovered_reads.add(1);
             s.refuse(l);

@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) bad: u64,
     /// Those of them whose member does not read.
     pub(super) faulty: u64,
+    /// Too much of this block could not be read, and all are asked once more.
+    pub(super) asked: bool,
     /// Strips that are in use, as of the last step.
     pub(super) up: u64,
     /// Something could not be read in this step.
@@ -77,6 +79,7 @@ impl State {
             plan: Plan { way: Way::Plain, read: 0, decode: 0 },
             bad: 0,
             faulty: 0,
+            asked: false,
             up: 0,
             again: false,
             slot: None,
@@ -91,6 +94,7 @@ impl State {
     pub(super) fn start(&mut self, stripe: u64, hosts: &mut Vec<IoRef>) {
         (self.stripe, self.locked, self.from, self.most) = (stripe, true, 0, u32::MAX);
         (self.alone, self.refused, self.in_need, self.bad, self.faulty) = (None, 0, false, 0, 0);
+        self.asked = false;
         hosts.drain(..).for_each(|io| self.h.hold(io));
     }
 
@@ -157,7 +161,7 @@ impl State {
 
     /// This pass is done.
     pub(super) fn advance(&mut self, l: &Layout) {
-        (self.bad, self.faulty) = (0, 0);
+        (self.bad, self.faulty, self.asked) = (0, 0, false);
         if let Some(host) = self.alone {
             let later = self.touching(l) & (u64::MAX << host << 1);
             self.alone = (later != 0).then(|| later.trailing_zeros() as usize);
