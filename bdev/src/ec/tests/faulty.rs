@@ -208,8 +208,8 @@ fn a_read_whose_buffer_is_too_short_costs_no_member() {
         {
             let (_desc, ch) = open(&s.registry, "a");
             assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
-            for i in 0..200 {
-                // Within one strip.
+            // Within strips, and more than 64 of each member.
+            for i in 0..800 {
                 let status = ch.read(i % 10 * 24, 2, filled(&r, 512, 0)).await.0;
                 assert_eq!(status, Status::DATA_SGL_LENGTH_INVALID);
             }
