@@ -186,7 +186,7 @@ impl<'a> Life<'a> {
             "name": below, "filename": self.members.path(slot), "block_size": self.blocks[number]}});
         let layer = json!({"method": "bdev_volatile_create", "params": {
             "name": above, "base_bdev_name": below, "seed": seed}});
-        // The layer first: the array must not be found on the device below.
+        // In this order the array cannot be found on the device below by RPC, either.
         if self.volatile { vec![layer, file] } else { vec![file] }
     }
 
