@@ -62,6 +62,7 @@ impl ToCome {
 pub struct Loading {
     registry: Arc<Registry>,
     bases: Vec<String>,
+    abandoned: bool,
 }
 
 impl Registry {
@@ -74,7 +75,7 @@ impl Registry {
             *s.bases.entry(base.clone()).or_default() += 1;
         }
         drop(s);
-        Loading { registry: self.clone(), bases }
+        Loading { registry: self.clone(), bases, abandoned: false }
     }
 
     /// More devices are to come from a configuration that is being applied, and nobody [waits](Registry::wait_for_examine) for what is made of
@@ -93,6 +94,12 @@ impl Loading {
         }
     }
 
+    /// Not all will be made, and the daemon is about to end: what was set aside stays so, and nobody gives up on what is missing, so that no
+    /// array starts of half a configuration.
+    pub fn abandon(mut self) {
+        self.abandoned = true;
+    }
+
     fn give_up(&self, base: &str) {
         for node in self.registry.to_come.built(base).iter().filter(|node| !node.is_removing()) {
             self.registry.run_examiners(node);
@@ -102,6 +109,9 @@ impl Loading {
 
 impl Drop for Loading {
     fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
         for base in std::mem::take(&mut self.bases) {
             self.give_up(&base);
         }
@@ -155,6 +165,19 @@ mod tests {
             for name in ["q", "p", "b", "a"] {
                 let _ = registry.unregister(name).await;
             }
+        });
+    }
+
+    #[test]
+    fn of_a_configuration_that_failed_nothing_is_shown_that_layers_were_to_come_on() {
+        crate::testing::run(|_| async {
+            let (registry, shown) = watched();
+            let loading = registry.load(vec!["a".into()]);
+            attach(&registry, "a");
+            loading.abandon();
+            assert!(shown.lock().unwrap().is_empty());
+            assert!(registry.more_to_come(), "nobody gives up on what is missing");
+            registry.unregister("a").await.unwrap();
         });
     }
 

@@ -268,7 +268,14 @@ impl Config {
         let mut loading = last.map(|_| app.bdevs.load(bases));
         for (i, step) in self.steps.iter().enumerate() {
             if app.registry.get(&step.method).is_some_and(|method| method.when() == When::Runtime) {
-                step.run(app, ignore_errors).await?;
+                let outcome = step.run(app, ignore_errors).await;
+                if outcome.is_err()
+                    && let Some(loading) = loading
+                {
+                    loading.abandon();
+                    return outcome;
+                }
+                outcome?;
             }
             if let (Some(loading), Some(base)) = (&mut loading, step.base()) {
                 loading.built(base);

@@ -161,6 +161,10 @@ const NVME: u8 = 7;
 /// Place of erasure-coded arrays: after the devices that they are made of.
 const ARRAYS: u8 = 12;
 
+fn examined() -> Entry {
+    Entry::One(crate::config::Call { method: "bdev_wait_for_examine", params: None })
+}
+
 /// Everything about block devices, in the order in which a client expects it.
 pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
     Box::pin(async move {
@@ -181,11 +185,14 @@ pub(super) fn dump(app: Arc<App>) -> Local<Vec<Entry>> {
         modules.extend(bdev_nvme::dump_controllers(&app).into_iter().map(|entry| (NVME, entry)));
         modules.extend(bdev_nvme_discovery::dump(&app).into_iter().map(|entry| (NVME, entry)));
         modules.push((NVME, options::hotplug(&app)));
+        if bdev_ec::some_were_found(&app) {
+            modules.push((ARRAYS, examined()));
+        }
         modules.extend(bdev_ec::dump(&app).into_iter().map(|entry| (ARRAYS, entry)));
         modules.sort_by_key(|(place, _)| *place);
         out.extend(modules.into_iter().map(|(_, entry)| entry));
         out.extend(bdev_stat::dump(&app));
-        out.push(Entry::One(crate::config::Call { method: "bdev_wait_for_examine", params: None }));
+        out.push(examined());
         out
     })
 }

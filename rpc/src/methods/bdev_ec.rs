@@ -57,7 +57,7 @@ params! {
 
 params! {
     struct SetOptions {
-        /// Seconds that absent members of an array are waited for, from the first member on, before it starts without them; at first 10.
+        /// Seconds that absent members of an array are waited for, before it starts without them: from the first member on, or, while a configuration is applied, from its last device or `bdev_wait_for_examine`; at first 10.
         assemble_timeout_sec: Option<u32>,
         /// A member that takes longer than so many milliseconds for a request has failed; at least 100, at first 30000. For arrays started from now on.
         member_timeout_ms: Option<u32>,
@@ -65,7 +65,7 @@ params! {
         slow_read_ms: Option<u32>,
         /// Seconds that a member that failed may take to return before a spare takes its place; at first 0.
         spare_delay_sec: Option<u32>,
-        /// Seconds that requests which hang on a device that is to leave its slot are waited for; then `bdev_ec_replace_base_bdev` gives up. At first 30.
+        /// Seconds that requests which hang on a device that is to leave its slot are waited for; then `bdev_ec_replace_base_bdev` gives up; spares and members that return do so after 30 at the latest. At least 1, at first 30.
         replace_timeout_sec: Option<u32>,
     }
 }
@@ -206,6 +206,10 @@ pub(super) fn find(app: &App, name: &str) -> Result<Arc<BdevNode>, RpcError> {
 }
 
 async fn set_options(app: Arc<App>, p: SetOptions) -> Reply {
+    if p.replace_timeout_sec == Some(0) {
+        let why = "replace_timeout_sec is 0: must be at least 1, or no device could take a member's place";
+        return Err(RpcError::errno_because(EINVAL, why));
+    }
     if let Some(ms) = p.member_timeout_ms {
         if ms < 100 {
             let why = format!(
@@ -347,6 +351,12 @@ pub(super) fn dump_options(app: &App) -> Option<Entry> {
         options.insert("replace_timeout_sec".into(), hanging.as_secs().into());
     }
     (!options.is_empty()).then(|| Entry::new("bdev_ec_set_options", Value::Object(options)))
+}
+
+/// Whether there are arrays that no call makes: calls that concern them have to wait until they are found.
+pub(super) fn some_were_found(app: &App) -> bool {
+    let made = App::lock(&app.arrays_made);
+    app.bdevs.list().iter().any(|node| arrays::array(node).is_some() && !made.contains_key(node.name()))
 }
 
 /// The calls that make the arrays again, those that were made by calls.

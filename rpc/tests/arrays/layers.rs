@@ -115,3 +115,51 @@ fn absent_members_are_not_given_up_on_while_a_configuration_has_more_devices() {
         );
     }
 }
+
+#[test]
+fn a_saved_configuration_with_settings_of_an_array_that_no_call_makes_is_applied() {
+    let disks = Disks::new("settings", 3);
+    drop({
+        let rig = Rig::on(&disks, 3);
+        rig.call("bdev_ec_create", create()).unwrap();
+        rig
+    });
+    let saved = {
+        let rig = Rig::on(&disks, 3);
+        rig.settle();
+        rig.call("bdev_ec_set_rebuild_qos", json!({"ec_name": "Ec0", "paused": true})).unwrap();
+        rig.call("bdev_set_qos_limit", json!({"name": "Ec0", "rw_ios_per_sec": 10000})).unwrap();
+        rig.call("bdev_enable_histogram", json!({"name": "Ec0", "enable": true})).unwrap();
+        block_on(config::dump(&rig.app))
+    };
+    assert!(!saved.contains("bdev_ec_create") && saved.contains("bdev_ec_set_rebuild_qos"), "{saved}");
+    let rig = Rig::new();
+    block_on(Config::parse(saved.as_bytes()).unwrap().apply(&rig.app, false)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(states(&rig.array()), ["normal"; 3]);
+    assert_eq!(block_on(config::dump(&rig.app)), saved);
+}
+
+#[test]
+fn a_configuration_that_fails_shows_nobody_a_device_whose_layer_was_to_come() {
+    let disks = Disks::new("fails", 3);
+    drop({
+        let rig = Rig::on(&disks, 3);
+        rig.call("bdev_ec_create", create()).unwrap();
+        rig
+    });
+    let rig = Rig::new();
+    block_on(rig.app.init()).unwrap();
+    let file = |i: usize| {
+        entry("bdev_uring_create", json!({"name": format!("d{i}"), "filename": disks.path(i), "block_size": 512}))
+    };
+    let mut calls = vec![entry("bdev_ec_set_options", json!({"assemble_timeout_sec": 0}))];
+    calls.extend((0..3).map(file));
+    calls.push(entry("bdev_ec_get_bdevs", json!({"name": "none"})));
+    calls.push(layer(2).0);
+    let config = json!({"subsystems": [{"subsystem": "bdev", "config": calls}]}).to_string();
+    assert!(block_on(Config::parse(config.as_bytes()).unwrap().apply(&rig.app, false)).is_err());
+    // Of those that nobody set aside an array may start now, as somebody asks.
+    rig.settle();
+    let claimed = rig.call("bdev_get_bdevs", json!({"name": "d2"})).unwrap()[0]["claimed"].clone();
+    assert_eq!(claimed, json!(false), "nobody was shown it");
+}

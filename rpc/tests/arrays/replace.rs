@@ -276,3 +276,11 @@ fn a_copy_of_a_member_that_comes_while_the_array_runs_is_left_alone_and_named() 
     let why = "'d1' is member 1 already, so one of them is a copy: take this one away";
     assert_eq!((states(&a), &a["unused_bdevs"]), (vec!["normal"; 3], &json!([{"name": "d3", "reason": why}])));
 }
+
+#[test]
+fn no_patience_with_what_hangs_on_an_old_device_is_refused() {
+    let rig = Rig::new();
+    let options = json!({"replace_timeout_sec": 0});
+    let (code, says) = rig.call("bdev_ec_set_options", options).unwrap_err();
+    assert!(code == -22 && says.contains("replace_timeout_sec is 0: must be at least 1"), "{says}");
+}

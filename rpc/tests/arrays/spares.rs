@@ -182,3 +182,16 @@ fn a_member_that_returns_before_the_delay_is_over_leaves_the_spare_unused() {
     let a = rig.whole();
     assert_eq!(names(&a)[1], Some("d3"));
 }
+
+#[test]
+fn a_spare_is_used_when_a_replacement_failed_for_which_a_member_in_sync_was_retired() {
+    let (_disks, rig) = with_spare("instead");
+    rig.call("bdev_error_create", json!({"base_name": "d4"})).unwrap();
+    let fault = json!({"name": "EE_d4", "io_type": "write", "error_type": "failure", "num": 1000});
+    rig.call("bdev_error_inject_error", fault).unwrap();
+    let replace = json!({"ec_name": "Ec0", "slot": 1, "new_bdev_name": "EE_d4"});
+    let (code, says) = rig.call("bdev_ec_replace_base_bdev", replace).unwrap_err();
+    assert!(code == -5 && says.contains("'EE_d4' has not become member 1: a write to it failed"), "{says}");
+    let a = rig.array_when(|a| states(a) == ["normal"; 3] && names(a)[1] == Some("d3"));
+    assert_eq!((&a["spares"], rig.read(BYTES)), (&json!([]), Ok(0x61)));
+}

@@ -8,7 +8,7 @@ use longshore_reactor::Reactor;
 use uuid::Uuid;
 
 use super::link::Link;
-use super::{Arrays, array};
+use super::{Arrays, REPLACE_TIMEOUT, array};
 use crate::ec::assemble::{Rejection, fits};
 use crate::ec::create::{MemberIo, probe};
 use crate::ec::device::Ec;
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) enum As {
     /// Whatever it is; what it holds is destroyed if that is forced.
     Any { force: bool },
+    /// As `Any`, unforced, and with less patience: nobody asked for it.
+    Spare,
     /// The member that it says it is.
     Returning,
 }
@@ -65,9 +67,14 @@ impl Arrays {
     ) -> Result<RebuildMode, BdevError> {
         let node = array_named(registry, name)?;
         let (me, registry, device) = (self.clone(), registry.clone(), device.to_owned());
-        self.on_first_core(
-            move |r| async move { me.take_in(&r, &registry, &node, slot, &device, As::Any { force }).await },
-        )
+        self.on_first_core(move |r| async move {
+            let outcome = me.take_in(&r, &registry, &node, slot, &device, As::Any { force }).await;
+            if outcome.is_err() {
+                // The slot may have lost its member for this, and spares passed over it.
+                me.tend(&registry, &node, false);
+            }
+            outcome
+        })
         .await
     }
 
@@ -173,7 +180,11 @@ impl Arrays {
         let newcomer = registry.find(device).ok_or_else(|| BdevError::NotFound(device.to_owned()))?;
         let device = newcomer.name().to_owned();
         let seat = self.seats.take(node, slot, &device)?;
-        let patience = || self.replace_timeout();
+        // Examinations may wait for those who come by themselves.
+        let patience = || match how {
+            As::Any { .. } => self.replace_timeout(),
+            As::Spare | As::Returning => self.replace_timeout().min(REPLACE_TIMEOUT),
+        };
         let in_use = |slot| matches!(ec.member_state(slot), MemberState::InSync | MemberState::Rebuilding);
         if ec.shared.member_name(slot).as_deref() == Some(&device) {
             if in_use(slot) {
@@ -208,7 +219,7 @@ impl Arrays {
             }
             As::Any { force: true } => None,
             _ if returns => probe.superblock.ok(),
-            As::Any { .. } | As::Returning => match probe.found() {
+            As::Any { .. } | As::Spare | As::Returning => match probe.found() {
                 Some(what) => {
                     return Err(BdevError::Invalid(format!("bdev '{device}' holds {what}: force destroys it")));
                 }
@@ -229,7 +240,8 @@ impl Arrays {
         Ok(mode)
     }
 
-    /// How long requests may hang on a device that is to leave its slot, before that is given up.
+    /// How long requests may hang on a device that is to leave its slot, before that is given up. Spares and members that return wait no longer
+    /// than [`REPLACE_TIMEOUT`].
     pub fn replace_timeout(&self) -> Duration {
         Duration::from_millis(self.replace_timeout_ms.load(Ordering::Relaxed))
     }

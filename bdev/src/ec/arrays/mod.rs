@@ -38,7 +38,7 @@ use link::Link;
 use notes::Notes;
 use seats::Seats;
 use spares::Spares;
-use turns::{AtSpares, Turns};
+use turns::{AtSpares, Awaited, Turns};
 
 /// Patience with absent members, unless set otherwise.
 pub const ASSEMBLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +57,7 @@ pub struct Arrays {
     seats: Seats,
     spares: Spares,
     at_spares: AtSpares,
+    awaited: Awaited,
 }
 
 /// An array under its name.
@@ -92,6 +93,7 @@ impl Arrays {
             seats: Seats::default(),
             spares: Spares::default(),
             at_spares: AtSpares::default(),
+            awaited: Awaited::default(),
         });
         let weak = Arc::downgrade(&arrays);
         registry.add_examiner(Box::new(move |registry, node| {

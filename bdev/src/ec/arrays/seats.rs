@@ -17,7 +17,7 @@ use crate::registry::BdevError;
 /// Patience with requests that still hang on the device that is to leave a slot, unless set otherwise. Clients wait for an answer for 60 s.
 pub const REPLACE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How soon a wait learns that patience was set anew.
+/// How soon a wait learns that patience was set anew; the least patience, as the core that knows is asked first.
 const ASKED_EACH: Duration = Duration::from_millis(100);
 
 /// Slots, by array, that a device is being taken into.
@@ -79,15 +79,18 @@ impl Seat<'_> {
         patience: impl Fn() -> Duration,
     ) -> Result<(), BdevError> {
         let slot = self.1.1;
-        let name = ec.shared.member_name(slot).unwrap_or_default();
-        self.waits_for(Some(name.clone()));
+        let name = ec.shared.member_name(slot);
+        self.waits_for(name.clone());
         let why = "requests of the array hang on it: try again when it has ended them";
         let (began, mut vacated) = (Instant::now(), pin!(ec.vacated(slot)));
         let outcome = loop {
-            let left = patience().saturating_sub(began.elapsed());
+            let left = patience().max(ASKED_EACH).saturating_sub(began.elapsed());
             match within(reactor, left.min(ASKED_EACH), vacated.as_mut()).await {
                 Some(outcome) => break outcome,
-                None if left.is_zero() => break Err(BdevError::Busy { name, why }),
+                None if left.is_zero() => {
+                    let name = name.unwrap_or_else(|| ec.shared.name.clone());
+                    break Err(BdevError::Busy { name, why });
+                }
                 None => {}
             }
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use longshore_reactor::Reactor;
 
+use super::found::LOOK_AGAIN;
 use super::join::{As, may_hold};
 use super::{Arrays, array};
 use crate::desc::BdevDesc;
@@ -309,7 +310,7 @@ impl Arrays {
             if !registry.find(&spare).is_some_and(|n| suits(ec, &n)) {
                 continue;
             }
-            match self.take_in(reactor, registry, node, slot, &spare, As::Any { force: false }).await {
+            match self.take_in(reactor, registry, node, slot, &spare, As::Spare).await {
                 Ok(_) => {
                     tracing::warn!("array '{}': spare '{spare}' takes the place of member {slot}", node.name());
                     registry.notifications.push(SPARE_USED, node.name());
@@ -331,22 +332,25 @@ impl Arrays {
 }
 
 impl Arrays {
-    /// A device on which requests hang keeps its slot from spares, until it ends them.
-    fn use_spares_when_vacant(
+    /// A device on which requests hang keeps its slot from spares, until it ends them. It may have done so by now.
+    pub(super) fn use_spares_when_vacant(
         self: &Arc<Self>,
         reactor: &Reactor,
         registry: &Arc<Registry>,
         node: &Arc<BdevNode>,
         slot: usize,
     ) {
-        let hangs = array(node).is_some_and(|ec| lost(ec, slot) && ec.shared.descs()[slot].is_some());
-        if !hangs {
+        if !array(node).is_some_and(|ec| lost(ec, slot)) || !self.awaited.begin(node.uuid(), slot) {
             return;
         }
-        let (me, registry, node) = (self.clone(), registry.clone(), node.clone());
+        let (me, registry, node, r) = (self.clone(), registry.clone(), node.clone(), reactor.clone());
         drop(reactor.spawn(async move {
-            let Some(ec) = array(&node) else { return };
-            if ec.vacated(slot).await.is_ok() {
+            let Some(ec) = array(&node) else { return me.awaited.end(node.uuid(), slot) };
+            let vacated = ec.vacated(slot).await.is_ok();
+            me.awaited.end(node.uuid(), slot);
+            if vacated {
+                // Somebody else may be at the slot still.
+                r.sleep(LOOK_AGAIN).await;
                 me.tend(&registry, &node, false);
             }
         }));

@@ -1,6 +1,6 @@
 //! One at a time, in the order of asking.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longshore_reactor::oneshot;
@@ -55,6 +55,26 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Slots, by array, that somebody waits for: until what hangs there has ended, spares cannot have them.
+#[derive(Default)]
+pub(super) struct Awaited(Mutex<BTreeSet<(Uuid, usize)>>);
+
+impl Awaited {
+    fn all(&self) -> MutexGuard<'_, BTreeSet<(Uuid, usize)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False: somebody waits for it already.
+    pub(super) fn begin(&self, array: Uuid, slot: usize) -> bool {
+        self.all().insert((array, slot))
+    }
+
+    /// Before spares are tried: what is refused from now on waits anew.
+    pub(super) fn end(&self, array: Uuid, slot: usize) {
+        self.all().remove(&(array, slot));
+    }
+}
+
 /// Arrays that somebody looks for spares for. True: once more, when that is done.
 #[derive(Default)]
 pub(super) struct AtSpares(Mutex<BTreeMap<Uuid, bool>>);
@@ -62,6 +82,11 @@ pub(super) struct AtSpares(Mutex<BTreeMap<Uuid, bool>>);
 impl AtSpares {
     fn all(&self) -> MutexGuard<'_, BTreeMap<Uuid, bool>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.all().is_empty()
     }
 
     /// False: somebody is at it, and will look again.

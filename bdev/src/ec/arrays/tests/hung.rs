@@ -15,7 +15,7 @@ struct Hung {
 impl Hung {
     async fn new(r: &Reactor, spare: bool) -> Hung {
         let w = World::new(r, 4);
-        w.arrays.set_tuning(Tuning { write_timeout: Duration::from_secs(1), ..Tuning::default() });
+        w.arrays.set_tuning(Tuning { write_timeout: Duration::from_secs(4), ..Tuning::default() });
         w.arrays.set_replace_timeout(Duration::from_secs(3600));
         w.attach([0, 2]);
         let hangs = Arc::new(AtomicU8::new(NOTHING));
@@ -105,6 +105,45 @@ fn a_spare_that_had_to_wait_too_long_takes_the_slot_when_the_old_device_lets_go(
         let spares = hung.w.arrays.describe(&hung.w.registry, &hung.node).unwrap().spares;
         assert_eq!((states(&hung.node, 3)[1], &spares[..]), (Failed, &["x0".to_owned()][..]));
         hung.release().await;
+        hung.replaced(&r).await;
+    });
+}
+
+#[test]
+fn a_spare_takes_the_slot_although_the_old_device_let_go_before_the_spare_learned_that_it_was_refused() {
+    run(|r| async move {
+        let w = World::new(&r, 4);
+        w.attach(0..3);
+        w.registry.register("x0", None, w.disks[3].clone()).unwrap();
+        let node = w.create(2, 1).await.unwrap();
+        w.write(&r, 2).await;
+        w.registry.unregister("m1").await.unwrap();
+        w.write(&r, 2).await;
+        let seat = w.arrays.seats.take(&node, 1, "x0").unwrap();
+        w.arrays.add_spare(&w.registry, "x0", Some("vol0"), false).await.unwrap();
+        array(&node).unwrap().vacated(1).await.unwrap();
+        while !w.arrays.at_spares.is_idle() {
+            r.yield_now().await;
+        }
+        drop(seat);
+        assert_eq!(states(&node, 3), [InSync, Failed, InSync]);
+        w.arrays.use_spares_when_vacant(&r, &w.registry, &node, 1);
+        Hung { w, node, hangs: Arc::default() }.replaced(&r).await;
+    });
+}
+
+#[test]
+fn a_slot_that_nothing_hangs_on_is_given_away_without_any_patience() {
+    run(|r| async move {
+        let w = World::new(&r, 4);
+        w.attach(0..3);
+        w.registry.register("x0", None, w.disks[3].clone()).unwrap();
+        let node = w.create(2, 1).await.unwrap();
+        w.write(&r, 2).await;
+        w.registry.unregister("m1").await.unwrap();
+        let hung = Hung { w, node, hangs: Arc::default() };
+        hung.impatient();
+        hung.w.arrays.replace(&hung.w.registry, "vol0", 1, "x0", false).await.unwrap();
         hung.replaced(&r).await;
     });
 }
