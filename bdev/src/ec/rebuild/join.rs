@@ -99,7 +99,8 @@ impl Engine {
             if self.rebuild.is_ending() || self.is_closing() {
                 return Err(self.busy("it is being closed"));
             }
-            if self.shared.descs()[slot].is_none() {
+            // Who asked may have given up since: what sits there now is not to go.
+            if self.shared.descs()[slot].is_none() || self.rebuild.is_joining(slot) {
                 return Ok(());
             }
             self.depart(slot);
