@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::probe::{Act, Judges, Kind, array, ec};
+use super::probe::{Act, Judges, Kind, array, ec, full};
 use super::*;
 use crate::Op;
 use crate::ec::format::MemberState::{Failed, InSync};
@@ -25,14 +25,9 @@ fn fail_reads(judges: &Judges, slots: Vec<usize>, status: Status) -> Arc<AtomicU
 #[test]
 fn a_member_that_fails_reads_and_takes_writes_fails_and_one_with_bad_blocks_does_not() {
     sim(1, |r| async move {
-        let (s, judges) = array(3, 2, 40, Kind::default());
-        s.create(&r).await;
-        let node = s.start(&r, &[]).await.unwrap();
-        let mut m = Model::new(&s);
+        let (s, judges, node, m) = full(&r, array(3, 2, 40, Kind::default())).await;
         {
             let (_desc, ch) = open(&s.registry, "a");
-            assert!(m.write(&r, &ch, 512, 0, 960, 1).await.is_ok());
-            assert!(ch.flush().await.0.is_ok());
             let count = fail_reads(&judges, vec![1], Status::UNRECOVERED_READ_ERROR);
             m.check(&r, &ch, 512, 1).await;
             m.check(&r, &ch, 512, 10).await;
@@ -73,14 +68,9 @@ fn a_member_that_fails_reads_and_takes_writes_fails_and_one_with_bad_blocks_does
 fn where_more_members_than_can_be_missing_answer_reads_with_errors_the_array_is_offline() {
     for (lba, op) in [(0, Op::Read), (3, Op::Read), (0, Op::Write), (5, Op::Write)] {
         sim(2, move |r| async move {
-            let (s, judges) = array(3, 2, 20, Kind::default());
-            s.create(&r).await;
-            let node = s.start(&r, &[]).await.unwrap();
-            let mut m = Model::new(&s);
+            let (s, judges, node, m) = full(&r, array(3, 2, 20, Kind::default())).await;
             {
                 let (_desc, ch) = open(&s.registry, "a");
-                assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
-                assert!(ch.flush().await.0.is_ok());
                 // All that has data of the first stripe: what is left of it is parity.
                 fail_reads(&judges, (0..3).map(|d| s.layout.slot_of(0, d)).collect(), Status::INTERNAL_ERROR);
                 // Of several strips, of one strip, and again.
@@ -113,14 +103,9 @@ fn where_more_members_than_can_be_missing_answer_reads_with_errors_the_array_is_
 fn a_block_that_media_lost_is_unrecovered_and_costs_only_members_that_do_not_read() {
     for op in [Op::Read, Op::Write] {
         sim(3, move |r| async move {
-            let (s, judges) = array(3, 2, 20, Kind::default());
-            s.create(&r).await;
-            let node = s.start(&r, &[]).await.unwrap();
-            let mut m = Model::new(&s);
+            let (s, judges, node, _) = full(&r, array(3, 2, 20, Kind::default())).await;
             {
                 let (_desc, ch) = open(&s.registry, "a");
-                assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
-                assert!(ch.flush().await.0.is_ok());
                 let ask = async |lba: u64, n: u32| match op {
                     Op::Read => ch.read(lba, n, filled(&r, n as usize * 512, 0)).await.0,
                     _ => ch.write(lba, n, filled(&r, n as usize * 512, 9), IoFlags::NONE).await.0,
@@ -162,15 +147,7 @@ fn a_block_that_media_lost_is_unrecovered_and_costs_only_members_that_do_not_rea
 fn a_write_asks_members_once_more_before_they_fail_by_a_read_that_it_needs() {
     for n in [1, 2, 5, 8] {
         sim(4, move |r| async move {
-            let (s, judges) = array(2, 1, 20, Kind::default());
-            s.create(&r).await;
-            s.start(&r, &[]).await.unwrap();
-            let mut m = Model::new(&s);
-            {
-                let (_desc, ch) = open(&s.registry, "a");
-                assert!(m.write(&r, &ch, 512, 0, 320, 1).await.is_ok());
-                assert!(ch.flush().await.0.is_ok());
-            }
+            let (s, judges, _, mut m) = full(&r, array(2, 1, 20, Kind::default())).await;
             s.stop().await;
             let node = s.start(&r, &[2]).await.unwrap();
             {
@@ -201,13 +178,9 @@ fn a_write_asks_members_once_more_before_they_fail_by_a_read_that_it_needs() {
 #[test]
 fn a_read_whose_buffer_is_too_short_costs_no_member() {
     sim(5, |r| async move {
-        let (s, _judges) = array(3, 2, 20, Kind::default());
-        s.create(&r).await;
-        let node = s.start(&r, &[]).await.unwrap();
-        let mut m = Model::new(&s);
+        let (s, _, node, m) = full(&r, array(3, 2, 20, Kind::default())).await;
         {
             let (_desc, ch) = open(&s.registry, "a");
-            assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
             // Within strips, and more than 64 of each member.
             for i in 0..800 {
                 let status = ch.read(i % 10 * 24, 2, filled(&r, 512, 0)).await.0;

@@ -13,7 +13,7 @@ use super::*;
 use crate::device::{Bdev, IoChannel, SupportedOps};
 use crate::io::{IoId, IoRef, Op};
 use crate::queue::IoQueue;
-use crate::testing::Recorder;
+use crate::testing::{Recorder, open};
 
 /// What becomes of a request.
 #[derive(Clone, Copy)]
@@ -103,6 +103,18 @@ pub(super) fn array_with(k: usize, m: usize, stripes: u64, slots: u32, kind: Kin
         Arc::new(Probe { below: Malloc::new(g).unwrap(), slot, kind, judges: judges.clone() })
     });
     (s, judges)
+}
+
+/// Makes the array and starts it; all of it is written, durably, and the same in the model.
+pub(super) async fn full(r: &Reactor, (s, judges): (Small, Arc<Judges>)) -> (Small, Arc<Judges>, Arc<BdevNode>, Model) {
+    s.create(r).await;
+    let node = s.start(r, &[]).await.unwrap();
+    let mut m = Model::new(&s);
+    let (_desc, ch) = open(&s.registry, "a");
+    let l = &s.layout;
+    assert!(m.write(r, &ch, l.block, 0, l.num_blocks() as u32, 1).await.is_ok());
+    assert!(ch.flush().await.0.is_ok());
+    (s, judges, node, m)
 }
 
 impl Bdev for Probe {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::probe::{Act, Kind, array, ec, ended};
+use super::probe::{Act, Kind, array, ec, ended, full};
 use super::*;
 use crate::Op;
 use crate::ec::format::MemberState::InSync;
@@ -38,14 +38,9 @@ async fn latencies(r: &Reactor, ch: &Channel, blocks: u64, count: u64) -> Vec<u6
 fn reads_go_past_a_slow_member_until_it_is_fast_again() {
     for deaf in [false, true] {
         sim(1, move |r| async move {
-            let (s, judges) = array(3, 2, 20, Kind { deaf, ..Kind::default() });
-            s.create(&r).await;
-            let node = s.start(&r, &[]).await.unwrap();
-            let mut m = Model::new(&s);
+            let (s, judges, node, mut m) = full(&r, array(3, 2, 20, Kind { deaf, ..Kind::default() })).await;
             {
                 let (_desc, ch) = open(&s.registry, "a");
-                assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
-                assert!(ch.flush().await.0.is_ok());
                 let (asked, count) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
                 let (asks, counts) = (asked.clone(), count.clone());
                 judges.set(move |slot, io| match slot {
@@ -90,14 +85,9 @@ fn reads_go_past_a_slow_member_until_it_is_fast_again() {
 #[test]
 fn a_late_read_of_a_slow_member_never_writes_to_memory_that_its_host_has_back() {
     sim(2, |r| async move {
-        let (s, judges) = array(3, 2, 20, Kind { deaf: true, ..Kind::default() });
-        s.create(&r).await;
-        s.start(&r, &[]).await.unwrap();
-        let mut m = Model::new(&s);
+        let (s, judges, _, m) = full(&r, array(3, 2, 20, Kind { deaf: true, ..Kind::default() })).await;
         {
             let (_desc, ch) = open(&s.registry, "a");
-            assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
-            assert!(ch.flush().await.0.is_ok());
             judges.set(|slot, _| if slot == 1 { Act::After(Duration::from_millis(300)) } else { Act::Pass });
             for lba in (0..470).step_by(9) {
                 // One block, and several strips.
@@ -120,13 +110,9 @@ fn a_late_read_of_a_slow_member_never_writes_to_memory_that_its_host_has_back() 
 #[test]
 fn where_all_members_are_late_none_is_slow() {
     sim(3, |r| async move {
-        let (s, judges) = array(3, 2, 20, Kind::default());
-        s.create(&r).await;
-        let node = s.start(&r, &[]).await.unwrap();
-        let mut m = Model::new(&s);
+        let (s, judges, node, _) = full(&r, array(3, 2, 20, Kind::default())).await;
         {
             let (_desc, ch) = open(&s.registry, "a");
-            assert!(m.write(&r, &ch, 512, 0, 480, 1).await.is_ok());
             judges.set(|_, _| Act::After(Duration::from_millis(80)));
             let all = Rc::new(Recorder::default());
             for i in 0..60 {
@@ -145,14 +131,9 @@ fn where_all_members_are_late_none_is_slow() {
 fn a_slow_member_that_a_block_cannot_do_without_is_waited_for() {
     for deaf in [false, true] {
         sim(4, move |r| async move {
-            let (s, judges) = array(2, 1, 20, Kind { deaf, ..Kind::default() });
-            s.create(&r).await;
-            let node = s.start(&r, &[]).await.unwrap();
-            let mut m = Model::new(&s);
+            let (s, judges, node, m) = full(&r, array(2, 1, 20, Kind { deaf, ..Kind::default() })).await;
             {
                 let (_desc, ch) = open(&s.registry, "a");
-                assert!(m.write(&r, &ch, 512, 0, 320, 1).await.is_ok());
-                assert!(ch.flush().await.0.is_ok());
                 // One cannot read anything, one takes its time: before it is known to be slow, and after that.
                 judges.set(|slot, io| match slot {
                     0 if io.op() == Op::Read => Act::Fail(Status::UNRECOVERED_READ_ERROR),
@@ -181,14 +162,9 @@ fn a_slow_member_that_a_block_cannot_do_without_is_waited_for() {
 #[test]
 fn an_array_that_is_stopped_waits_for_what_a_slow_member_has_and_for_nothing_else() {
     sim(5, |r| async move {
-        let (s, judges) = array(2, 1, 20, Kind { deaf: true, ..Kind::default() });
-        s.create(&r).await;
-        let node = s.start(&r, &[]).await.unwrap();
-        let mut m = Model::new(&s);
+        let (s, judges, node, m) = full(&r, array(2, 1, 20, Kind { deaf: true, ..Kind::default() })).await;
         {
             let (_desc, ch) = open(&s.registry, "a");
-            assert!(m.write(&r, &ch, 512, 0, 320, 1).await.is_ok());
-            assert!(ch.flush().await.0.is_ok());
             judges.set(|slot, io| match slot {
                 1 if io.op() == Op::Read => Act::After(Duration::from_millis(900)),
                 _ => Act::Pass,
@@ -216,14 +192,9 @@ fn an_array_that_is_stopped_waits_for_what_a_slow_member_has_and_for_nothing_els
 #[test]
 fn a_slow_member_that_says_of_aborted_reads_not_to_ask_again_does_not_fail_by_that_and_nothing_is_healed() {
     sim(6, |r| async move {
-        let (s, judges) = array(3, 2, 40, Kind { dnr: true, ..Kind::default() });
-        s.create(&r).await;
-        let node = s.start(&r, &[]).await.unwrap();
-        let mut m = Model::new(&s);
+        let (s, judges, node, m) = full(&r, array(3, 2, 40, Kind { dnr: true, ..Kind::default() })).await;
         {
             let (_desc, ch) = open(&s.registry, "a");
-            assert!(m.write(&r, &ch, 512, 0, 960, 1).await.is_ok());
-            assert!(ch.flush().await.0.is_ok());
             judges.set(|slot, io| match slot {
                 1 if io.op() == Op::Read => Act::After(Duration::from_millis(200)),
                 _ => Act::Pass,
