@@ -8,7 +8,8 @@ With --before DIR the pair is this build's target and that of DIR: what a change
 Each pair runs the target with longshore-perf, and then `longshore-perf ceiling` with the same payload, connections and depth, on the
 same two CPUs. Printed is the median of the pairs' ratios, their smallest and largest, and for the median pair IOPS and CPU of
 both sides, user + kernel, in cores. A pair during which other processes used more than 5 % of a core is void and run again, up to
-as many times as there are pairs; if it stays so, the case says void. Needs two idle CPUs and nothing but Python.
+as many times as there are pairs; if it stays so, the case says void. `connections` and `namespaces` print what a request costs the target's
+core, three runs each; `flat-*` are pairs of it with 16 and with more of them. Needs two idle CPUs and nothing but Python.
 """
 import argparse, json, os, signal, socket, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,9 @@ PAIRS = {
     "qd1": ("Null0", 1, 1, 4096, "randread", "hot", None),
 }
 CURVE = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+CURVES = ("connections", "namespaces")
+# From here on the cost of a request may grow by half at most.
+FLAT_FROM = 16
 
 
 def cpu_of(pid):
@@ -229,26 +233,44 @@ class Bench:
             print(f"{'':20} average latency {r['total']['latency_us']['average']:.2f} us, {statistics.median(extra):+.2f} us"
                   f" ({extra[0]:+.2f} to {extra[-1]:+.2f}) over the raw round trip", flush=True)
 
+    def cost(self, what, n):
+        """(us of the target's core for each request, IOPS, others' CPU) with `n` connections or namespaces."""
+        with Target(self.bins, "Null0", self.serve, n if what == "namespaces" else 1) as t:
+            # perf's depth is per namespace; a controller has 127 I/O queues at most
+            if what == "connections":
+                parts = -(-n // 64)
+                where, depth, conns = [transport_id(t.port)] * parts, 8 * n // parts, n // parts
+            else:
+                where, depth, conns = [f"{transport_id(t.port)} ns:{i + 1}" for i in range(n)], 8, 1
+            load = [*sum([["-r", w] for w in where], []), "-q", depth, "-P", conns, "-c", hex(1 << self.load), "--io-queue-size", 16]
+            with ThreadPoolExecutor(1) as pool:
+                cost = pool.submit(t.cost, self.s)
+                r, others = self.perf([*load, "-t", self.s + 0.5], [t.p.pid])
+                return cost.result() * 1e6, r["total"]["iops"], others
+
     def curve(self, what):
         print(f"{what}, 8 requests each: time per I/O that the target was busy, in us (others' CPU in cores)", flush=True)
         for n in CURVE:
-            with Target(self.bins, "Null0", self.serve, n if what == "namespaces" else 1) as t:
-                runs = []
-                for _ in range(3):
-                    # perf's depth is per namespace; a controller has 127 I/O queues at most
-                    if what == "connections":
-                        parts = -(-n // 64)
-                        where, depth, conns = [transport_id(t.port)] * parts, 8 * n // parts, n // parts
-                    else:
-                        where, depth, conns = [f"{transport_id(t.port)} ns:{i + 1}" for i in range(n)], 8, 1
-                    load = [*sum([["-r", w] for w in where], []), "-q", depth, "-P", conns, "-c", hex(1 << self.load), "--io-queue-size", 16]
-                    with ThreadPoolExecutor(1) as pool:
-                        cost = pool.submit(t.cost, self.s)
-                        r, others = self.perf([*load, "-t", self.s + 0.5], [t.p.pid])
-                        runs.append((cost.result() * 1e6, r["total"]["iops"], others))
-                runs.sort()
-                cost, iops, others = runs[1]
-                print(f"  {n:4} {what:12} {cost:6.2f} us ({runs[0][0]:.2f}-{runs[2][0]:.2f})  {iops / 1e3:7.0f} k IOPS  ({others:.2f})", flush=True)
+            runs = sorted(self.cost(what, n) for _ in range(3))
+            cost, iops, others = runs[1]
+            print(f"  {n:4} {what:12} {cost:6.2f} us ({runs[0][0]:.2f}-{runs[2][0]:.2f})  {iops / 1e3:7.0f} k IOPS  ({others:.2f})", flush=True)
+
+    def flat(self, what):
+        """Pairs of points of the curve."""
+        for n in (n for n in CURVE if n > FLAT_FROM):
+            rows, void = [], 0
+            while len(rows) < self.n:
+                few, _, o1 = self.cost(what, FLAT_FROM)
+                many, _, o2 = self.cost(what, n)
+                if max(o1, o2) > 0.05 and void < self.n:
+                    void += 1
+                    continue
+                rows.append((many / few, few, many, max(o1, o2)))
+            rows.sort()
+            ratio, few, many, _ = rows[len(rows) // 2]
+            noise = max(r[3] for r in rows)
+            print(f"{n:4} {what:12} {statistics.median(r[0] for r in rows):5.2f} ({rows[0][0]:.2f}-{rows[-1][0]:.2f}) of {FLAT_FROM}, asked 1.50:"
+                  f" {many:.2f} us, {few:.2f} us{f'  VOID: others used {noise:.2f} cores' if noise > 0.05 else ''}", flush=True)
 
     def local(self):
         for args in ([], ["-L"]):
@@ -265,7 +287,7 @@ def main():
     a.add_argument("--list", action="store_true")
     a.add_argument("cases", nargs="*")
     a = a.parse_args()
-    every = [*PAIRS, "connections", "namespaces", "local"]
+    every = [*PAIRS, *CURVES, *(f"flat-{c}" for c in CURVES), "local"]
     if a.list:
         return print("\n".join(every))
     b = Bench(a)
@@ -274,8 +296,10 @@ def main():
             b.change(case, a.before)
         elif case in PAIRS:
             b.pair_case(case)
-        elif case in ("connections", "namespaces"):
+        elif case in CURVES:
             b.curve(case)
+        elif case in every and case.startswith("flat-"):
+            b.flat(case.removeprefix("flat-"))
         elif case == "local":
             b.local()
         else:

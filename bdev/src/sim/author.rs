@@ -19,8 +19,8 @@ pub struct Author {
 
 /// Recoveries in a row that a crash may interrupt.
 const DEPTH: u64 = 3;
-/// Most lives of a run.
-const LIVES: usize = 60;
+/// Most lives of a run: of those that many short ones make up, so that every run ends.
+const LIVES: usize = 600;
 
 impl Author {
     /// The author of `seed`, who makes up at least `wanted` requests.
