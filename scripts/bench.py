@@ -6,12 +6,13 @@
 With --before DIR the pair is this build's target and that of DIR: what a change gave.
 
 Each pair runs the target with longshore-perf, and then `longshore-perf ceiling` with the same payload, connections and depth, on the
-same two CPUs. Printed is the median of the pairs' ratios, their smallest and largest, and for the median pair IOPS and CPU of
-both sides, user + kernel, in cores. A pair during which other processes used more than 5 % of a core is void and run again, up to
+same two CPUs and as much room for what arrived. Printed is the median of the pairs' ratios, their smallest and largest, and for the median pair IOPS and CPU of
+both sides, user + kernel, in cores. A pair during which other processes used more than 5 % of a core, time that the hypervisor tells it took
+from us included, is void and run again, up to
 as many times as there are pairs; if it stays so, the case says void. `connections` and `namespaces` print what a request costs the target's
 core, three runs each; `flat-*` are pairs of it with 16 and with more of them. Needs two idle CPUs and nothing but Python.
 """
-import argparse, json, os, signal, socket, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, signal, socket, statistics, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,9 +30,16 @@ PAIRS = {
     "null-write-1x128": ("Null0", 128, 1, 4096, "randwrite", "hot", None),
     "null-write-16x8": ("Null0", 128, 16, 4096, "randwrite", "hot", None),
     "malloc-write-1x128": ("Malloc0", 128, 1, 4096, "randwrite", "1G", None),
+    "malloc-write-16x8": ("Malloc0", 128, 16, 4096, "randwrite", "1G", None),
     "null-write-128k": ("Null0", 32, 1, 131072, "randwrite", "hot", None),
+    "malloc-write-128k": ("Malloc0", 32, 1, 131072, "randwrite", "1G", None),
     "qd1": ("Null0", 1, 1, 4096, "randread", "hot", None),
+    "qd1-busy": ("Null0", 1, 1, 4096, "randread", "hot", None),
 }
+# Options of the daemon.
+OPTIONS = {"qd1-busy": ["--poll-mode", "busy"]}
+# Scrapes a second, and the case that they are measured on.
+SCRAPES, SCRAPED = 50, "null-1x128"
 CURVE = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 CURVES = ("connections", "namespaces")
 # From here on the cost of a request may grow by half at most.
@@ -62,17 +70,22 @@ def transport_id(port):
     return f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{NQN}"
 
 
+def stolen():
+    """CPU seconds that other virtual machines had of our CPUs, as far as the hypervisor tells."""
+    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / HZ
+
+
 def measured(line, mine=()):
-    """JSON that a command of ours prints, and CPU meanwhile of all processes but it, this one and those in `mine`, in cores."""
+    """JSON that a command of ours prints, and CPU meanwhile of all processes but it, this one and those in `mine`, stolen time included, in cores."""
     t0 = time.monotonic()
     p = subprocess.Popen([*map(str, line), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     mine = {os.getpid(), p.pid, *mine}
-    before = strangers(mine)
+    before, stolen_before = strangers(mine), stolen()
     out, err = p.communicate(timeout=300)
-    after = strangers(mine)
+    after, gone = strangers(mine), stolen() - stolen_before
     if p.returncode != 0:
         sys.exit(f"{line}: {err.decode()}")
-    return json.loads(out), sum(t - before.get(pid, 0) for pid, t in after.items()) / (time.monotonic() - t0)
+    return json.loads(out), (gone + sum(t - before.get(pid, 0) for pid, t in after.items())) / (time.monotonic() - t0)
 
 
 class Refused(Exception):
@@ -82,7 +95,7 @@ class Refused(Exception):
 class Daemon:
     """A daemon that serves bdevs over NVMe/TCP, on one CPU. `bdevs` are calls that make bdevs; `names` are those that are served."""
 
-    def __init__(self, bins, cpu, bdevs, names, port=PORT):
+    def __init__(self, bins, cpu, bdevs, names, port=PORT, options=()):
         self.port = port
         self.dir = tempfile.TemporaryDirectory()
         self.sock = Path(self.dir.name, "rpc.sock")
@@ -95,7 +108,7 @@ class Daemon:
         config = Path(self.dir.name, "config.json")
         config.write_text(json.dumps({"subsystems": [rpc("bdev", bdevs), rpc("nvmf", nvmf)]}))
         self.log = open(Path(self.dir.name, "log"), "w+")
-        self.p = subprocess.Popen([bins / "longshore", "-c", config, "-r", self.sock, "-m", hex(1 << cpu)], stdout=self.log, stderr=self.log)
+        self.p = subprocess.Popen([bins / "longshore", "-c", config, "-r", self.sock, "-m", hex(1 << cpu), *options], stdout=self.log, stderr=self.log)
         end = time.monotonic() + 10
         while time.monotonic() < end and self.p.poll() is None:
             with socket.socket() as s:
@@ -133,10 +146,10 @@ class Daemon:
 class Target(Daemon):
     """A daemon with one namespace, or `namespaces` of them, on the first CPU."""
 
-    def __init__(self, bins, bdev, cpu, namespaces=1, port=PORT):
+    def __init__(self, bins, bdev, cpu, namespaces=1, port=PORT, options=()):
         bdevs = [("bdev_malloc_create", {"name": "Malloc0", "num_blocks": 262144, "block_size": 4096})]
         bdevs += [("bdev_null_create", {"name": f"Null{i}", "num_blocks": 262144, "block_size": 4096}) for i in range(namespaces)]
-        super().__init__(bins, cpu, bdevs, [bdev] if namespaces == 1 else [f"Null{i}" for i in range(namespaces)], port)
+        super().__init__(bins, cpu, bdevs, [bdev] if namespaces == 1 else [f"Null{i}" for i in range(namespaces)], port, options)
 
     def work(self):
         """(seconds that the reactor had work, spinning left out; commands completed)"""
@@ -208,7 +221,7 @@ class Bench:
     def pair_case(self, name):
         bdev, depth, conns, size, workload, payload, least = PAIRS[name]
         rows, void = [], 0
-        with Target(self.bins, bdev, self.serve) as t:
+        with Target(self.bins, bdev, self.serve, options=OPTIONS.get(name, ())) as t:
             self.fill(t, bdev)
             while len(rows) < self.n:
                 r, cores, o1 = self.run(t, depth, conns, size, workload)
@@ -228,7 +241,7 @@ class Bench:
               f"  {r['total']['iops'] / 1e3:7.0f} k of {c['iops'] / 1e3:7.0f} k ({c['best']})"
               f"  target {per(cores)}  load {cpu(r['total']['cpu'])}  ceiling {cpu(best['server_cpu'])} / {cpu(best['client_cpu'])}"
               f"{f'  VOID: others used {noise:.2f} cores' if noise > 0.05 else ''}", flush=True)
-        if name == "qd1":
+        if depth == 1:
             extra = sorted(x[1]["total"]["latency_us"]["average"] - 1e6 / x[3]["iops"] for x in rows)
             print(f"{'':20} average latency {r['total']['latency_us']['average']:.2f} us, {statistics.median(extra):+.2f} us"
                   f" ({extra[0]:+.2f} to {extra[-1]:+.2f}) over the raw round trip", flush=True)
@@ -272,6 +285,42 @@ class Bench:
             print(f"{n:4} {what:12} {statistics.median(r[0] for r in rows):5.2f} ({rows[0][0]:.2f}-{rows[-1][0]:.2f}) of {FLAT_FROM}, asked 1.50:"
                   f" {many:.2f} us, {few:.2f} us{f'  VOID: others used {noise:.2f} cores' if noise > 0.05 else ''}", flush=True)
 
+    def scrape(self):
+        """Pairs of a saturated target without and with scrapes of its metrics, made on the same two CPUs."""
+        bdev, depth, conns, size, workload, _, _ = PAIRS[SCRAPED]
+        address = ("127.0.0.1", PORT + 2)
+        stop = threading.Event()
+
+        def ask():
+            n, due = 0, time.monotonic()
+            while not stop.is_set():
+                with socket.create_connection(address) as s:
+                    s.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                    while s.recv(1 << 16):
+                        pass
+                n, due = n + 1, due + 1 / SCRAPES
+                stop.wait(max(0, due - time.monotonic()))
+            return n
+
+        rows, void = [], 0
+        with Target(self.bins, bdev, self.serve, options=["--metrics", f"{address[0]}:{address[1]}"]) as t, ThreadPoolExecutor(1) as pool:
+            while len(rows) < self.n:
+                a, _, o1 = self.run(t, depth, conns, size, workload)
+                stop.clear()
+                t0, asked = time.monotonic(), pool.submit(ask)
+                b, _, o2 = self.run(t, depth, conns, size, workload)
+                stop.set()
+                rate = asked.result() / (time.monotonic() - t0)
+                if max(o1, o2) > 0.05 and void < self.n:
+                    void += 1
+                    continue
+                rows.append((b["total"]["iops"] / a["total"]["iops"], a["total"]["iops"], b["total"]["iops"], rate, max(o1, o2)))
+        rows.sort()
+        ratio, a, b, rate, _ = rows[len(rows) // 2]
+        noise = max(r[-1] for r in rows)
+        print(f"scrape {ratio:.3f} ({rows[0][0]:.3f}-{rows[-1][0]:.3f}) with {rate:.0f} scrapes a second, asker included: {(1 - ratio) / rate:.3%} for one a second,"
+              f" asked 1 %: {b / 1e3:.0f} k of {a / 1e3:.0f} k IOPS{f'  VOID: others used {noise:.2f} cores' if noise > 0.05 else ''}", flush=True)
+
     def local(self):
         for args in ([], ["-L"]):
             runs = sorted(self.perf(["--bdev", "null", "-q", 128, "-t", 2, "-c", hex(1 << self.load), *args])[0]["total"]["iops"] for _ in range(self.n))
@@ -287,7 +336,7 @@ def main():
     a.add_argument("--list", action="store_true")
     a.add_argument("cases", nargs="*")
     a = a.parse_args()
-    every = [*PAIRS, *CURVES, *(f"flat-{c}" for c in CURVES), "local"]
+    every = [*PAIRS, *CURVES, *(f"flat-{c}" for c in CURVES), "scrape", "local"]
     if a.list:
         return print("\n".join(every))
     b = Bench(a)
@@ -300,6 +349,8 @@ def main():
             b.curve(case)
         elif case in every and case.startswith("flat-"):
             b.flat(case.removeprefix("flat-"))
+        elif case == "scrape":
+            b.scrape()
         elif case == "local":
             b.local()
         else:

@@ -19,9 +19,9 @@ const BDEV: &str =
 
 /// Controllers that are connected.
 const CONTROLLERS: u64 = 16;
-/// How long they are watched. The kernel counts CPU time in ticks of 10 ms: a percent of this are fifteen, and several keep-alives
+/// How long they are watched. The kernel counts CPU time in ticks of 10 ms: a percent of this are thirty, and six keep-alives
 /// of each controller are in it.
-const WATCHED: Duration = Duration::from_secs(15);
+const WATCHED: Duration = Duration::from_secs(30);
 /// Measurements before a figure counts: other work on the machine makes one of them worse.
 const TRIES: usize = 3;
 /// Patience with anything that must happen.
@@ -266,7 +266,7 @@ fn the_first_request_after_100_ms_of_idleness_is_answered_as_soon_as_by_a_daemon
         if median <= 30.0 && p99 <= 150.0 {
             return;
         }
-        all.push((median > 30.0 && others <= QUIET || p99 > P99 && others <= STILL, median > FAR, figures));
+        all.push((median > 30.0 && others <= QUIET || p99 > 150.0 && others <= STILL, median > FAR, figures));
     }
     let failed = all.iter().all(|(counts, ..)| *counts) || all.iter().all(|(_, far, _)| *far);
     assert!(!failed, "more than 30 us (median) or 150 us (p99) beyond a daemon that spins: {all:#?}");

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use longshore_nvme::wire::{SglDescriptor, Sqe};
-use serde_json::Value;
+use serde_json::{Value, json};
 use served::raw::{self, Queue};
-use served::{Daemon, Place, stats, text};
+use served::{Daemon, NQN, Place, stats, text};
 
 /// Queues of the greedy host, writes on each, bytes of each.
 const QUEUES: u16 = 127;
@@ -20,6 +20,7 @@ const BUFFERS_MIB: u64 = 128;
 const PAIRS: usize = 7;
 /// Times that all of them are made before a figure counts: bursts of other work on the machine hit one side of a pair only.
 const TRIES: usize = 4;
+/// Of a run, unless `STARVATION_SECONDS` says otherwise.
 const SECONDS: f64 = 0.5;
 /// Patience with anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,8 +48,9 @@ fn number(v: &Value) -> f64 {
 
 /// IOPS and p99 in microseconds of the other host.
 fn load(place: &Place, ns: u32, job: &str) -> (f64, f64) {
-    let out =
-        place.perf(&format!("ns:{ns}"), &format!("{job} -t {SECONDS} -a 0.1 -L --json")).output().expect("it runs");
+    let seconds = std::env::var("STARVATION_SECONDS").map_or(SECONDS, |s| s.parse().expect("seconds"));
+    let job = format!("{job} -t {seconds} -a 0.1 -L --json");
+    let out = place.perf(&format!("ns:{ns}"), &job).output().expect("it runs");
     let v: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{job}: {e}: {}", text(&out)));
     assert_eq!(v["total"]["errors"], 0);
     (number(&v["total"]["iops"]), number(&v["total"]["latency_us"]["p99"]))
@@ -70,6 +72,13 @@ fn until_flooded(place: &Place, waits_before: f64) {
         if waits + held / f64::from(BYTES) + f64::from(QUEUES) >= writes {
             // Its share was larger while fewer of its queues were connected.
             assert!(held > 0.0 && held <= (BUFFERS_MIB << 19) as f64, "{s:#}");
+            // Each queue pair says how often it had to wait.
+            let all = served::rpc(place, "nvmf_subsystem_get_qpairs", &json!({"nqn": NQN})).expect("queue pairs");
+            let all = all.as_array().expect("queue pairs");
+            let of_each: Vec<f64> = all.iter().map(|q| number(&q["buffer_waits"])).collect();
+            // Those that came first had what they asked for.
+            assert!(of_each.iter().filter(|&&n| n > 0.0).count() > usize::from(QUEUES / 2), "{of_each:?}");
+            assert!(of_each.iter().sum::<f64>() >= waits, "{waits} waits, of each queue pair {of_each:?}");
             return;
         }
         assert!(Instant::now() < deadline, "{waits} of {writes} wait, {held} bytes are held");

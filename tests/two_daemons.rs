@@ -90,17 +90,20 @@ fn a_daemon_on_a_namespace_of_another_one_loses_nothing_however_often_that_is_ki
     let _above = upper.daemon();
     let journal = || upper.dir.join("journal").metadata().map_or(0, |m| m.len());
 
+    let mut under_load = 0;
     for round in 0..kills {
         let what = format!("kill {round}");
         let before = journal();
         let mut load = load(&upper, 0.4, round);
         writes(&upper, &mut load, before, &what);
         std::thread::sleep(Duration::from_micros(round * 7919 % 200_000));
+        under_load += u64::from(load.try_wait().expect("wait").is_none());
         drop(below); // SIGKILL
         below = lower.daemon();
         let (status, out) = end(load, &what);
         assert_eq!(status, 0, "{what}: the load on the upper daemon must not notice:\n{}", text(&out));
     }
+    assert!(2 * under_load > kills, "only {under_load} of {kills} kills met a load");
     let acknowledged = check(&upper, &upper);
     assert!(acknowledged > 10 * kills, "{acknowledged} writes were acknowledged");
     assert_eq!(check(&upper, &lower), acknowledged);

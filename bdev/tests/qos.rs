@@ -186,10 +186,10 @@ fn waiting_for_a_limit_costs_a_neighbour_on_the_same_core_nothing() {
         // a limited request costs of the neighbour's is what counts.
         1.0 - 0.05 * (alone - with) / limited
     };
-    // One ratio is off by a tenth as others use the machine, the median of many is not: so many as it takes.
+    // One ratio is off by a tenth as others use the machine, the median of many is not. If so many do not do, as many again, all counted.
     let (mut ratios, mut kept): (Vec<f64>, f64) = (Vec::new(), 0.0);
     while kept < 0.9 && ratios.len() < 450 {
-        ratios.extend((0..45).map(|_| ratio()));
+        ratios.extend((0..225).map(|_| ratio()));
         ratios.sort_by(f64::total_cmp);
         kept = ratios[ratios.len() / 2];
     }

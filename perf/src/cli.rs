@@ -422,6 +422,9 @@ pub(crate) struct CeilingShape {
     /// Writes above this size wait for a ready-to-transfer message first, as over NVMe/TCP
     #[arg(long, value_name = "SIZE", default_value = "8192", value_parser = parse_size)]
     pub(crate) in_capsule: u64,
+    /// Bytes that arrived for which both sides ask the kernel for room, as targets and initiators do (0: as the kernel likes)
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = ceiling_room)]
+    pub(crate) receive_room: u32,
 }
 
 /// The raw-socket loop.
@@ -494,6 +497,13 @@ fn payload(text: &str) -> Result<Payload, String> {
             n if n <= 1 << 36 => Ok(Payload::Region(n)),
             _ => Err("a payload region above 64 GiB is not useful here".into()),
         },
+    }
+}
+
+fn ceiling_room(text: &str) -> Result<u32, String> {
+    match parse_size32(text)? {
+        n if n <= 1 << 30 => Ok(n),
+        _ => Err("at most 1G".into()),
     }
 }
 

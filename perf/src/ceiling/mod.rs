@@ -139,7 +139,7 @@ fn measure(args: &CeilingArgs, engine: Engine, server_cpu: u32) -> Result<Measur
     for i in 0..shape.num_qpairs {
         let stream =
             TcpStream::connect(("127.0.0.1", port)).map_err(|e| format!("connect to the serving side: {e}"))?;
-        stream.set_nodelay(true).map_err(|e| format!("TCP_NODELAY: {e}"))?;
+        prepare(&stream, shape)?;
         let depth = depth_of(shape, i);
         let role = Client::new(shape, depth, u64::from(i) + 1, done.clone());
         conns.push(Conn::new(stream, depth, shape, reads(shape), region.clone(), role));
@@ -187,6 +187,15 @@ fn measure(args: &CeilingArgs, engine: Engine, server_cpu: u32) -> Result<Measur
     })
 }
 
+/// Sets a connection up as NVMe/TCP's ends do.
+fn prepare(stream: &TcpStream, shape: &CeilingShape) -> Result<(), String> {
+    stream.set_nodelay(true).map_err(|e| format!("TCP_NODELAY: {e}"))?;
+    match shape.receive_room {
+        0 => Ok(()),
+        n => longshore_reactor::net::widen_receive_buffer(stream, n).map_err(|e| format!("--receive-room {n}: {e}")),
+    }
+}
+
 fn start_peer(shape: &CeilingShape, engine: Engine, cpu: u32) -> Result<Peer, String> {
     let exe =
         std::env::current_exe().map_err(|e| format!("cannot find this program to start its serving side: {e}"))?;
@@ -200,6 +209,7 @@ fn start_peer(shape: &CeilingShape, engine: Engine, cpu: u32) -> Result<Peer, St
             value("io-pattern", &shape.workload.name()),
             value("payload", &shape.payload),
             value("in-capsule", &shape.in_capsule),
+            value("receive-room", &shape.receive_room),
             value("engine", &engine.name()),
             value("cpu", &cpu),
         ])
@@ -229,7 +239,7 @@ pub(crate) fn serve(args: &PeerArgs) -> Result<(), String> {
     while conns.len() < shape.num_qpairs as usize {
         match listener.accept() {
             Ok((stream, _)) => {
-                stream.set_nodelay(true).map_err(|e| format!("TCP_NODELAY: {e}"))?;
+                prepare(&stream, shape)?;
                 stream.set_nonblocking(false).map_err(|e| e.to_string())?;
                 let depth = depth_of(shape, conns.len() as u32);
                 conns.push(Conn::new(stream, depth, shape, !reads(shape), region.clone(), Server::new(shape)));
@@ -319,6 +329,7 @@ fn to_json(args: &CeilingArgs, results: &[Measured], best: &Measured, cpus: [u32
             "connections": s.num_qpairs,
             "payload": s.payload.to_string(),
             "in_capsule": s.in_capsule,
+            "receive_room": s.receive_room,
             "client_cpu": cpus[0],
             "server_cpu": cpus[1],
         },
