@@ -1,15 +1,17 @@
 //! Which engine does which operation, and the way to them from one core.
 
 use std::fmt;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::coder::Coder;
 use crate::crypto::{Crypt, Key, KeyError, Keyring};
 use crate::engine::Engine;
-use crate::erasure::{Codec, ErasureError, MatrixKind};
+use crate::erasure::{ErasureError, MatrixKind};
 use crate::operation::Operation;
 use crate::pieces::{each_pair, each_run};
 use crate::software::Software;
-use crate::stats::{Counters, OpStats, Stats};
+use crate::stats::{Counting, OpStats, Stats};
 
 /// Why an operation is not assigned to an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +134,7 @@ impl Accel {
 
     /// The way from one core. Not to be opened per job.
     pub fn channel(&self) -> Channel {
-        Channel { table: self.table().clone(), counters: self.stats.open(), stats: self.stats.clone() }
+        Channel { table: self.table().clone(), counting: self.stats.open() }
     }
 
     /// What was done of each operation, in the order of [`Operation::ALL`].
@@ -141,18 +143,11 @@ impl Accel {
     }
 }
 
-/// The way to the engines from one core. Memory is scattered: what is read and what is written are lists of pieces, cut each in
+/// The way to the engines from one core, which it does not leave. Memory is scattered: what is read and what is written are lists of pieces, cut each in
 /// its own way.
 pub struct Channel {
     table: Arc<Table>,
-    counters: Arc<Counters>,
-    stats: Arc<Stats>,
-}
-
-impl Drop for Channel {
-    fn drop(&mut self) {
-        self.stats.close(&self.counters);
-    }
+    counting: Rc<Counting>,
 }
 
 impl Channel {
@@ -160,15 +155,15 @@ impl Channel {
         &*self.table[op as usize]
     }
 
-    /// Counts a job that was done by what the engine prepared: a [`Codec`] or a [`Crypt`].
+    /// Counts a job that was done by a [`Crypt`], which does not count by itself.
     #[inline]
     pub fn count(&self, op: Operation, bytes: usize) {
-        self.counters.count(op, bytes);
+        self.counting.count(op, bytes);
     }
 
     /// Counts a job that failed.
     pub fn count_failed(&self, op: Operation) {
-        self.counters.fail(op);
+        self.counting.fail(op);
     }
 
     /// Copies `src` to `dst`, until one of them ends. Returns the bytes copied, as the others here.
@@ -291,11 +286,17 @@ impl Channel {
         Crypt::new(key, block_size, out.cipher(key)?, back.cipher(key)?)
     }
 
-    /// Prepares an erasure code, by the engine that encodes.
+    /// Prepares an erasure code for this core: encoding, updating and rebuilding each by the engine that it is assigned to.
     ///
     /// # Errors
-    /// As [`Codec::new`].
-    pub fn codec(&self, kind: MatrixKind, data: usize, parity: usize) -> Result<Codec, ErasureError> {
-        self.engine(Operation::EcEncode).codec(kind, data, parity)
+    /// As [`Codec::new`](crate::erasure::Codec::new).
+    pub fn coder(&self, kind: MatrixKind, data: usize, parity: usize) -> Result<Coder, ErasureError> {
+        let table = &self.table;
+        let make = |op: Operation| table[op as usize].codec(kind, data, parity).map(Rc::new);
+        let encode = make(Operation::EcEncode)?;
+        let same = |op: Operation| Arc::ptr_eq(&table[op as usize], &table[Operation::EcEncode as usize]);
+        let other = |op| if same(op) { Ok(encode.clone()) } else { make(op) };
+        let (update, decode) = (other(Operation::EcUpdate)?, other(Operation::EcDecode)?);
+        Ok(Coder::new(encode, update, decode, self.counting.clone()))
     }
 }

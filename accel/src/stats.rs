@@ -1,5 +1,6 @@
 //! What was done, by operation: counted per core, summed when somebody asks.
 
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,9 +24,10 @@ struct Counter {
     bytes: AtomicU64,
 }
 
-/// The counters of one core. Only that core writes to them.
+/// The counters of one core. Only that core writes to them, so their cache lines are theirs alone.
 #[derive(Default)]
-pub(crate) struct Counters([Counter; Operation::COUNT]);
+#[repr(align(64))]
+struct Counters([Counter; Operation::COUNT]);
 
 /// One writer: no need for an atomic addition.
 fn bump(counter: &AtomicU64, by: u64) {
@@ -34,13 +36,13 @@ fn bump(counter: &AtomicU64, by: u64) {
 
 impl Counters {
     #[inline]
-    pub(crate) fn count(&self, op: Operation, bytes: usize) {
+    fn count(&self, op: Operation, bytes: usize) {
         let c = &self.0[op as usize];
         bump(&c.executed, 1);
         bump(&c.bytes, bytes as u64);
     }
 
-    pub(crate) fn fail(&self, op: Operation) {
+    fn fail(&self, op: Operation) {
         bump(&self.0[op as usize].failed, 1);
     }
 
@@ -64,13 +66,14 @@ struct Inner {
 pub(crate) struct Stats(Mutex<Inner>);
 
 impl Stats {
-    pub(crate) fn open(&self) -> Arc<Counters> {
+    /// The counters of whoever asks, to use on one core.
+    pub(crate) fn open(self: &Arc<Self>) -> Rc<Counting> {
         let counters = Arc::new(Counters::default());
         self.0.lock().unwrap_or_else(PoisonError::into_inner).live.push(counters.clone());
-        counters
+        Rc::new(Counting { counters, stats: self.clone() })
     }
 
-    pub(crate) fn close(&self, counters: &Arc<Counters>) {
+    fn close(&self, counters: &Arc<Counters>) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.live.retain(|c| !Arc::ptr_eq(c, counters));
         counters.add_to(&mut inner.gone);
@@ -81,5 +84,28 @@ impl Stats {
         let mut sum = inner.gone;
         inner.live.iter().for_each(|c| c.add_to(&mut sum));
         sum
+    }
+}
+
+/// Who counts on one core. What it counted stays when it is gone. It does not leave its core: there is one writer.
+pub(crate) struct Counting {
+    counters: Arc<Counters>,
+    stats: Arc<Stats>,
+}
+
+impl Counting {
+    #[inline]
+    pub(crate) fn count(&self, op: Operation, bytes: usize) {
+        self.counters.count(op, bytes);
+    }
+
+    pub(crate) fn fail(&self, op: Operation) {
+        self.counters.fail(op);
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.stats.close(&self.counters);
     }
 }

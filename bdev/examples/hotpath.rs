@@ -112,7 +112,7 @@ async fn array(reg: &Arc<Registry>, reactor: &Reactor) -> String {
         base_bdevs: members,
         ..create::Options::default()
     };
-    let arrays = Arrays::install(reg, vec![reactor.handle()]);
+    let arrays = Arrays::install(reg, vec![reactor.handle()], Arc::default());
     arrays.create(reg, options).await.expect("an array");
     let desc = reg.open("ec", true, Box::new(|_| {})).expect("opens");
     let channel = desc.channel().expect("channel");

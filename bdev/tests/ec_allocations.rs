@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use longshore_accel::Accel;
 use longshore_bdev::ec::{Tuning, create, layout::LayoutOptions, start};
 use longshore_bdev::malloc::Malloc;
 use longshore_bdev::{Channel, CoreState, Geometry, IoFlags, IoRef, Op, Registry, Submitter};
@@ -113,7 +114,7 @@ fn forwarded_writes_and_reads_allocate_nothing() {
             ..create::Options::default()
         };
         let p = create::prepare(&made, &o, &(Arc::new(|_, _| {}) as create::Told)).await.unwrap();
-        start(&made, "a", p.head, p.members, Tuning::default()).await.unwrap()
+        start(&made, "a", p.head, p.members, Tuning::default(), &Accel::default()).await.unwrap()
     });
     let node = node.wait().unwrap();
     let reg = registry.clone();

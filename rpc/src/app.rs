@@ -123,7 +123,7 @@ impl App {
             recipes: Recipes::default(),
             controllers: Controllers::new(parts.bdevs.clone(), parts.cores.clone()),
             attached: Attached::default(),
-            arrays: Arrays::install(&parts.bdevs, parts.cores.clone()),
+            arrays: Arrays::install(&parts.bdevs, parts.cores.clone(), parts.accel.clone()),
             arrays_made: Mutex::default(),
             unnamed: AtomicU64::new(0),
             target: OnceLock::new(),

@@ -10,7 +10,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Waker;
 
-use longshore_accel::erasure::{Codec, Decoder};
+use longshore_accel::{Channel as Engines, Coder, Rebuilder};
 use longshore_reactor::{DmaBuf, Timer};
 use uuid::Uuid;
 
@@ -42,7 +42,8 @@ const DECODERS: usize = 256;
 
 /// What an engine is made of.
 pub(super) struct Parts {
-    pub(super) codec: Codec,
+    pub(super) accel: Engines,
+    pub(super) coder: Coder,
     pub(super) head: Superblock,
     pub(super) tuning: Tuning,
     /// As many zeroes as [`ZEROES`](super::memory::ZEROES) says.
@@ -55,7 +56,9 @@ pub(super) struct Parts {
 pub(super) struct Engine {
     pub(super) shared: Arc<Shared>,
     pub(super) core: Rc<CoreState>,
-    pub(super) codec: Codec,
+    /// What adds and takes checksums, by the engines that were assigned when the array was started.
+    pub(super) accel: Engines,
+    pub(super) coder: Coder,
     pub(super) array: Uuid,
     pub(super) tuning: Tuning,
     pub(super) members: Vec<Member>,
@@ -109,7 +112,7 @@ pub(super) struct Engine {
     pub(super) all_reads: RefCell<Vec<Weak<Read>>>,
     grace: RefCell<Option<Timer>>,
     gathered: RefCell<Vec<IoRef>>,
-    decoders: RefCell<HashMap<(u64, u64), Rc<Decoder>>>,
+    decoders: RefCell<HashMap<(u64, u64), Rc<Rebuilder>>>,
     watchdog: RefCell<Option<Timer>>,
     watching: Cell<bool>,
     events: Box<dyn Fn(Event)>,
@@ -117,12 +120,13 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(shared: Arc<Shared>, core: Rc<CoreState>, parts: Parts) -> Rc<Engine> {
-        let Parts { codec, head, tuning, zeroes, nonce, events } = parts;
+        let Parts { accel, coder, head, tuning, zeroes, nonce, events } = parts;
         let l = &shared.layout;
         let spare = Rc::new(Spare::new(l, core.reactor().dma().limit()));
         Rc::new(Engine {
             core,
-            codec,
+            accel,
+            coder,
             array: head.array,
             tuning,
             members: (0..l.n()).map(|slot| Member::new(&shared, slot)).collect(),
@@ -224,13 +228,13 @@ impl Engine {
     }
 
     /// The decoder of `lost` from exactly the strips of `sources`.
-    pub(super) fn decoder(&self, lost: u64, sources: u64) -> Rc<Decoder> {
+    pub(super) fn decoder(&self, lost: u64, sources: u64) -> Rc<Rebuilder> {
         let mut all = self.decoders.borrow_mut();
         if let Some(d) = all.get(&(lost, sources)) {
             return d.clone();
         }
         let (l, s): (Vec<_>, Vec<_>) = (masked(lost).collect(), masked(sources).collect());
-        let d = self.codec.decoder(&l, &s).expect("any k strips determine the others: the matrix is MDS");
+        let d = self.coder.decoder(&l, &s).expect("any k strips determine the others: the matrix is MDS");
         if all.len() >= DECODERS {
             all.clear();
         }

@@ -10,6 +10,7 @@ mod set;
 
 use std::rc::Rc;
 
+use longshore_accel::Channel as Engines;
 use longshore_reactor::DmaBuf;
 
 use self::set::Set;
@@ -286,9 +287,11 @@ impl Holdings {
     }
 
     /// XORs a vector into a buffer from byte `at` on.
-    pub(super) fn xor_into(&mut self, buf: usize, at: usize, v: VecId) {
+    pub(super) fn xor_into(&mut self, accel: &Engines, buf: usize, at: usize, v: VecId) {
         let total: usize = self.set.vecs[v].iter().map(|p| p.iov_len).sum();
-        self.combine(&[v], &[(buf, at)], total, |src, dst| longshore_accel::erasure::xor_into(dst[0], src[0]));
+        self.combine(&[v], &[(buf, at)], total, |src, dst| {
+            accel.xor([&mut *dst[0]], [src[0]]);
+        });
     }
 
     /// Calls `f` with pieces of the vectors `sources` and the buffers `results`, each from the byte given on: pieces of the same

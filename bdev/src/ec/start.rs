@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use longshore_accel::erasure::{Codec, MatrixKind};
+use longshore_accel::Accel;
+use longshore_accel::erasure::MatrixKind;
 use longshore_reactor::{Reactor, oneshot};
 use uuid::Uuid;
 
@@ -46,7 +47,8 @@ pub(super) fn engine_here(id: u64) -> Option<Rc<Engine>> {
 }
 
 /// Starts the array of `head`, the superblock that assembly decided for, on this core: recovers it and registers it as `name`.
-/// `members` are its members by slot, open for writing and claimed; a slot is empty if its member is absent or stale.
+/// `members` are its members by slot, open for writing and claimed; a slot is empty if its member is absent or stale. Parity, lost data and
+/// checksums of what is logged are computed by what `accel` has assigned by now.
 ///
 /// # Errors
 /// Members do not fit the layout; too few of them are there or stay; the name is taken; memory runs out.
@@ -56,8 +58,9 @@ pub async fn start(
     head: Superblock,
     members: Vec<Option<BdevDesc>>,
     tuning: Tuning,
+    accel: &Accel,
 ) -> Result<Arc<BdevNode>, BdevError> {
-    start_watched(registry, name, head, members, tuning, None).await
+    start_watched(registry, name, head, members, tuning, accel, None).await
 }
 
 /// As [`start`]; `watch` is told of the array's events.
@@ -67,12 +70,15 @@ pub(super) async fn start_watched(
     head: Superblock,
     members: Vec<Option<BdevDesc>>,
     tuning: Tuning,
+    accel: &Accel,
     watch: Option<Watch>,
 ) -> Result<Arc<BdevNode>, BdevError> {
     let core = CoreState::current();
     let layout = head.layout;
     check_members(name, &head, &members)?;
-    let codec = Codec::new(MatrixKind::Cauchy, layout.k, layout.m)
+    let accel = accel.channel();
+    let coder = accel
+        .coder(MatrixKind::Cauchy, layout.k, layout.m)
         .map_err(|e| BdevError::Invalid(format!("array '{name}': {e}")))?;
     let limit = core.reactor().dma().limit() >> 10;
     let dry = || {
@@ -98,7 +104,7 @@ pub(super) async fn start_watched(
             }
         })
     };
-    let engine = Engine::new(shared.clone(), core, Parts { codec, head, tuning, zeroes, nonce, events });
+    let engine = Engine::new(shared.clone(), core, Parts { accel, coder, head, tuning, zeroes, nonce, events });
     let begun = match engine.stock() {
         Ok(()) => begin(&engine).await.map_err(|Offline| BdevError::Busy {
             name: name.to_owned(),

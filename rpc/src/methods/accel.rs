@@ -90,7 +90,10 @@ pub(super) fn declare(registry: &mut Registry) {
         Method::bare("accel_get_stats", When::Runtime, "accel_get_stats requires no parameters", |app| async move {
             Ok(stats(&app))
         })
-        .doc("What the modules did, of each operation that was done. There are no sequences: those counters are 0.")
+        .doc(
+            "What the modules did, of each operation that was done: for arrays `ec_encode`, `ec_update`, `ec_decode`, `xor`, and `crc32c` of what is logged; \
+             for encrypting devices `encrypt` and `decrypt`. `executed` counts calls, `num_bytes` what they read. There are no sequences: those counters are 0.",
+        )
         .result(
             "{sequence_executed, sequence_failed, sequence_outstanding, task_outstanding, \
              operations[]: {opcode, module_name, executed, failed, num_bytes}, retry_*}",

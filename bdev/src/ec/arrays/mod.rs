@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use longshore_accel::Accel;
 use longshore_reactor::{CoreHandle, Reactor};
 use uuid::Uuid;
 
@@ -46,6 +47,7 @@ pub const ASSEMBLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The arrays of a daemon.
 pub struct Arrays {
     cores: Vec<CoreHandle>,
+    accel: Arc<Accel>,
     started: AtomicUsize,
     turns: Turns,
     timeout_ms: AtomicU64,
@@ -78,10 +80,11 @@ pub async fn close(registry: &Arc<Registry>, node: &Arc<BdevNode>) -> Result<(),
 }
 
 impl Arrays {
-    /// Looks at every device that `registry` gets from now on. Arrays are served by `cores` in turn.
-    pub fn install(registry: &Arc<Registry>, cores: Vec<CoreHandle>) -> Arc<Arrays> {
+    /// Looks at every device that `registry` gets from now on. Arrays are served by `cores` in turn, and compute by `accel`.
+    pub fn install(registry: &Arc<Registry>, cores: Vec<CoreHandle>, accel: Arc<Accel>) -> Arc<Arrays> {
         let arrays = Arc::new(Arrays {
             cores,
+            accel,
             started: AtomicUsize::new(0),
             turns: Turns::default(),
             timeout_ms: AtomicU64::new(ASSEMBLE_TIMEOUT.as_millis() as u64),
@@ -213,8 +216,10 @@ impl Arrays {
                 me.tend(&registry, &node, false);
             }
         });
-        let task =
-            core.spawn(move |_| async move { start_watched(&r, &watched, head, members, tuning, Some(watch)).await });
+        let accel = self.accel.clone();
+        let task = core.spawn(move |_| async move {
+            start_watched(&r, &watched, head, members, tuning, &accel, Some(watch)).await
+        });
         let started = task.await.map_err(|_| stopping).flatten();
         match &started {
             Ok(node) => {

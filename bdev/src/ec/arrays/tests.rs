@@ -21,7 +21,7 @@ struct World {
 impl World {
     fn new(reactor: &Reactor, n: usize) -> World {
         let registry = Registry::new();
-        let arrays = Arrays::install(&registry, vec![reactor.handle()]);
+        let arrays = Arrays::install(&registry, vec![reactor.handle()], Arc::default());
         let disk = || Malloc::new(Geometry::plain(512, BYTES / 512)).unwrap();
         let disks = (0..n).map(|_| disk()).collect();
         World { registry, arrays, disks }

@@ -126,7 +126,7 @@ impl Engine {
         // fit a part of it does, and nothing else of that size: so this finds it, or there is none.
         let mut wrong = 0u64;
         while let Some(at) = rows.mismatch(self, have, wrong, row.len()) {
-            let column = Column::new(&self.codec, have, |i| rows.strip(i, row.len())[at]);
+            let column = Column::new(self.coder.codec(), have, |i| rows.strip(i, row.len())[at]);
             let Some(more) = self.explain(&column, have, spare / 2).await else { return Verdict::Ambiguous };
             wrong |= more;
             if wrong.count_ones() as usize > spare / 2 {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use longshore_accel::Accel;
 use longshore_reactor::sim::Random;
 use uuid::Uuid;
 
@@ -239,7 +240,10 @@ impl Stack for Array {
             // Often at once: what is stored too early shows only until the next flush.
             rebuild_checkpoint: Duration::from_micros([0, 0, 20, 300][place.world.below(4) as usize]),
         };
-        start(&place.registry, DEVICE, assembly.head, members, tuning).await.map(drop).map_err(|e| e.to_string())
+        start(&place.registry, DEVICE, assembly.head, members, tuning, &Accel::default())
+            .await
+            .map(drop)
+            .map_err(|e| e.to_string())
     }
 
     async fn stop(&self, place: &Place) {

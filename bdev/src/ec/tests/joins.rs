@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use longshore_accel::Accel;
 use longshore_reactor::sim::{Random, Settings, Sim};
 use longshore_reactor::{DmaOptions, Reactor, RingOptions};
 use uuid::Uuid;
@@ -153,7 +154,7 @@ impl Rig {
             rebuild_checkpoint: Duration::ZERO,
             ..Tuning::default()
         };
-        start(&life.registry, "a", assembly.head, members, tuning).await.map_err(|e| e.to_string())
+        start(&life.registry, "a", assembly.head, members, tuning, &Accel::default()).await.map_err(|e| e.to_string())
     }
 
     /// Writes some blocks, now and then followed by a flush.

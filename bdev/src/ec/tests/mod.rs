@@ -1,6 +1,7 @@
 //! Arrays on devices in memory, on a simulated reactor.
 
 mod basic;
+mod engines;
 mod faulty;
 pub(in crate::ec) mod hung;
 mod joins;
@@ -18,6 +19,7 @@ mod writes;
 use std::future::Future;
 use std::sync::Arc;
 
+use longshore_accel::Accel;
 use longshore_reactor::Reactor;
 use longshore_reactor::sim::{Settings, Sim};
 use uuid::Uuid;
@@ -77,6 +79,8 @@ pub(crate) struct Small {
     pub(crate) registry: Arc<Registry>,
     pub(crate) layout: Layout,
     pub(crate) blocks: Vec<u32>,
+    /// What computes for it.
+    pub(crate) accel: Accel,
 }
 
 impl Small {
@@ -117,7 +121,7 @@ impl Small {
             registry.register(&format!("m{i}"), None, device(i, g)).unwrap();
             error::create(&registry, error::Options { base: format!("m{i}"), uuid: None }).unwrap();
         }
-        Small { registry, layout, blocks }
+        Small { registry, layout, blocks, accel: Accel::default() }
     }
 
     pub(crate) fn head(&self) -> Superblock {
@@ -200,7 +204,7 @@ impl Small {
             (0..self.layout.n()).map(|s| if absent.contains(&s) { None } else { self.open(s).ok() }).collect();
         let head = head.unwrap();
         let tuning = Tuning { nonce: Some(1000 + head.stamp.epoch), ..Tuning::default() };
-        start(&self.registry, "a", head, members, tuning).await
+        start(&self.registry, "a", head, members, tuning, &self.accel).await
     }
 
     /// Ends the session in order.

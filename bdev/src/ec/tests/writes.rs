@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use longshore_accel::Accel;
 use longshore_reactor::DmaBuf;
 
 use super::*;
@@ -195,7 +196,7 @@ fn an_array_for_which_no_memory_can_be_set_aside_does_not_start_and_says_why() {
         // Enough for everything but what is set aside.
         held.drain(..1);
         let zeroes: Vec<_> = (0..31).map(|_| r.dma().alloc(64 << 10).unwrap()).collect();
-        let refused = start(&s.registry, "a", head, members, Tuning::default()).await;
+        let refused = start(&s.registry, "a", head, members, Tuning::default(), &Accel::default()).await;
         let why = refused.err().unwrap().to_string();
         assert!(why.contains("limited to 16384 KiB"), "{why}");
         drop((held, zeroes));

@@ -42,7 +42,7 @@ impl Txn {
                 index: slot,
                 offset: span.lo,
                 length: span.len(),
-                payload_crc: compute::checksum(s.h.pieces(i)),
+                payload_crc: engine.accel.crc32c(0, s.h.pieces(i)),
             };
             let out = &mut s.h.buf_mut(headers)[i * block..(i + 1) * block];
             header.encode(&mut out[..RECORD_BYTES]);

@@ -63,13 +63,6 @@ pub(super) fn written(l: &Layout, s: &State) -> u64 {
     s.touch.touched | ((1 << l.m) - 1) << l.k
 }
 
-/// CRC32C of pieces of memory.
-pub(super) fn checksum<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> u32 {
-    let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    pieces.for_each(|p| crc.update(p));
-    crc.finalize() as u32
-}
-
 /// Finds what is written of each data strip: vectors `0..k`. Requests have the memory that they say.
 pub(super) fn data(l: &Layout, s: &mut State) {
     let n = l.n();
@@ -165,13 +158,13 @@ pub(super) fn parity(engine: &Rc<Engine>, s: &mut State) {
         for d in masked(s.touch.touched) {
             let own = s.touch.own[d];
             // Old data become the difference.
-            s.h.xor_into(d, 0, d);
+            s.h.xor_into(&engine.accel, d, 0, d);
             let at = (own.lo - rows.lo) as usize;
             results[..m].iter_mut().for_each(|r| r.1 = at);
             s.h.clear(n + d);
             s.h.push_buf(n + d, d, 0, own.len() as usize);
-            let codec = &engine.codec;
-            s.h.combine(&[n + d], &results[..m], own.len() as usize, |src, dst| codec.update(d, src[0], dst));
+            let coder = &engine.coder;
+            s.h.combine(&[n + d], &results[..m], own.len() as usize, |src, dst| coder.update(d, src[0], dst));
         }
     } else if s.up >> k != 0 || s.kind == Kind::First {
         let mut sources = [0; MAX_DATA];
@@ -187,8 +180,8 @@ pub(super) fn parity(engine: &Rc<Engine>, s: &mut State) {
             }
             fill(s, n + d, d, hi as usize, len);
         }
-        let codec = &engine.codec;
-        s.h.combine(&sources[..k], &results[..m], len, |src, dst| codec.encode(src, dst));
+        let coder = &engine.coder;
+        s.h.combine(&sources[..k], &results[..m], len, |src, dst| coder.encode(src, dst));
     }
     for p in k..n {
         s.h.clear(p);
