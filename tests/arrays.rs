@@ -10,6 +10,8 @@ use served::{Daemon, Place, rpc, text};
 
 /// Bytes of a disk.
 const DISK: u64 = 24 << 20;
+/// The UUID of Ec0: with it a configuration starts the array also when members were replaced since it was written.
+const UUID: &str = "0a4b8f0e-6f5b-4f0c-8a50-7d0d1a2c3e4f";
 /// Patience with anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -23,7 +25,7 @@ fn place(test: &str, disks: usize, k: usize, m: usize) -> Place {
     let bases: Vec<String> = (0..k + m).map(|i| format!("d{i}")).collect();
     calls.push(
         json!({"method": "bdev_ec_create", "params": {"name": "Ec0", "data_chunk_count": k, "parity_chunk_count": m,
-        "strip_size_kb": 32, "base_bdevs": bases}}),
+        "strip_size_kb": 32, "base_bdevs": bases, "uuid": UUID}}),
     );
     let config: Vec<String> = calls.iter().map(Value::to_string).collect();
     let place = Place::new(test, &config.join(",\n"), &["Ec0"]);

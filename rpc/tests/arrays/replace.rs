@@ -92,6 +92,11 @@ fn a_lost_member_is_replaced_rebuilt_and_carries_the_array_when_another_one_is_l
     let names: Vec<_> = a["base_bdevs"].as_array().unwrap().iter().map(|b| b["name"].as_str().unwrap()).collect();
     assert_eq!((states(&a), names), (vec!["normal"; 3], vec!["d0", "d3", "d2"]));
     assert_eq!(a["unused_bdevs"], json!([{"name": "d1", "reason": "another member took its slot 1"}]));
+    let (code, says) = rig.call("bdev_ec_create", create()).unwrap_err();
+    assert!(code == -22 && says.contains("runs already, and base bdev 'd1' is no member of it"), "{says}");
+    let mut older = create();
+    older["uuid"] = a["uuid"].clone();
+    assert_eq!(rig.call("bdev_ec_create", older), Ok(json!(true)), "a saved call has the UUID");
     rig.call("bdev_uring_delete", json!({"name": "d0"})).unwrap();
     assert_eq!((rig.read(BYTES / 4), rig.array()["failed_count"].clone()), (Ok(0x33), json!(1)));
 }

@@ -337,7 +337,7 @@ fn has_slot(node: &BdevNode, ec: &Ec, slot: usize) -> Result<(), BdevError> {
 }
 
 /// The table of members of now.
-async fn table(ec: &Ec) -> Option<Vec<MemberEntry>> {
+pub(super) async fn table(ec: &Ec) -> Option<Vec<MemberEntry>> {
     let id = ec.shared.id;
     let home = &ec.shared.home;
     home.spawn(move |_| async move { engine_here(id).map(|e| e.table.borrow().members.clone()) }).await.ok().flatten()

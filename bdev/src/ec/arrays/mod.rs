@@ -9,6 +9,7 @@ mod info;
 mod join;
 mod link;
 mod notes;
+mod same;
 mod seats;
 mod spares;
 mod turns;
@@ -23,7 +24,6 @@ use std::time::Duration;
 
 use longshore_accel::Accel;
 use longshore_reactor::{CoreHandle, Reactor};
-use uuid::Uuid;
 
 use super::create::{Options, clear, prepare};
 use super::device::Ec;
@@ -37,6 +37,7 @@ use crate::registry::{BdevError, Registry};
 use found::{Found, LOOK_AGAIN};
 use link::Link;
 use notes::Notes;
+use same::same;
 use seats::Seats;
 use spares::Spares;
 use turns::{AtSpares, Awaited, Turns};
@@ -135,7 +136,7 @@ impl Arrays {
     /// Makes the array of `o` and starts it, or finds it on its devices and starts it, or finds it running. From any thread.
     ///
     /// # Errors
-    /// As [`prepare`] and [`start`](super::start()); another device has the name.
+    /// As [`prepare`] and [`start`](super::start()); another device has the name, or an array of which a base is no member.
     pub async fn create(self: &Arc<Self>, registry: &Arc<Registry>, o: Options) -> Result<Arc<BdevNode>, BdevError> {
         // It may be about to be started from devices that were registered just now.
         registry.wait_for_examine().await;
@@ -143,8 +144,9 @@ impl Arrays {
         self.on_first_core(move |_| async move {
             let _turn = me.turns.take().await;
             if let Some(node) = registry.find(&o.name) {
-                let same = array(&node).is_some_and(|ec| same(&registry, ec, node.uuid(), &o));
-                return if same { Ok(node) } else { Err(BdevError::Exists(o.name)) };
+                let Some(ec) = array(&node) else { return Err(BdevError::Exists(o.name)) };
+                same(&registry, ec, node.uuid(), &o).await?;
+                return Ok(node);
             }
             let link = Link::new();
             let prepared = prepare(&registry, &o, &link.told()).await?;
@@ -253,23 +255,6 @@ impl Arrays {
             }));
         });
     }
-}
-
-/// Whether the running array `ec` is the one that `o` asks for. Members may have been replaced since the call was saved: one of them is enough, or the UUID.
-fn same(registry: &Registry, ec: &Ec, uuid: Uuid, o: &Options) -> bool {
-    let l = &ec.shared.layout;
-    let name_of = |base: &String| registry.find(base).map_or_else(|| base.clone(), |n| n.name().to_owned());
-    let members = crate::device::Bdev::base_names(ec);
-    let (there, others): (Vec<_>, Vec<_>) = o.base_bdevs.iter().map(name_of).partition(|name| members.contains(name));
-    let same = o.validate().is_ok()
-        && (l.k, l.m) == (o.data_chunk_count as usize, o.parity_chunk_count as usize)
-        && l.strip == o.strip_size_kb * 1024
-        && o.uuid.is_none_or(|asked| asked == uuid)
-        && (o.uuid.is_some() || !there.is_empty());
-    if same && !others.is_empty() {
-        tracing::warn!("array '{}' runs already, and these are no members of it: {}", o.name, others.join(", "));
-    }
-    same
 }
 
 #[cfg(test)]

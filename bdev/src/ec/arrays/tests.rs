@@ -101,6 +101,42 @@ fn an_array_that_was_made_is_found_on_its_devices_after_a_restart_with_what_was_
 }
 
 #[test]
+fn a_running_array_is_what_was_asked_for_only_if_all_bases_are_its_members_or_its_uuid_is_given() {
+    run(|r| async move {
+        let w = World::new(&r, 5);
+        w.attach(0..5);
+        let node = w.create(2, 2).await.unwrap();
+        let mixed = |names: [&str; 4]| Options { base_bdevs: names.map(String::from).to_vec(), ..w.options(2, 2) };
+        let ask = async |o: Options| w.arrays.create(&w.registry, o).await;
+        let says = |e: Result<Arc<BdevNode>, BdevError>| e.unwrap_err().to_string();
+        let stranger = format!(
+            "array 'vol0' ({}) runs already, and base bdev 'm4' is no member of it: list its members, or give its UUID if they were replaced",
+            node.uuid()
+        );
+        let with_m4 = || mixed(["m0", "m1", "m2", "m4"]);
+        assert_eq!(says(ask(with_m4()).await), stranger);
+        assert_eq!(says(ask(Options { force: true, ..with_m4() }).await), stranger, "nor by force");
+        assert!(ask(Options { uuid: Some(node.uuid()), ..with_m4() }).await.is_ok());
+        let other = Options { uuid: Some(uuid::Uuid::from_u128(1)), ..w.options(2, 2) };
+        assert_eq!(ask(other).await.unwrap_err(), BdevError::Exists("vol0".into()));
+        assert!(ask(mixed(["m3", "m1", "m0", "m2"])).await.is_ok(), "in any order");
+        let says_twice = says(ask(mixed(["m0", "m0", "m1", "m2"])).await);
+        assert_eq!(says_twice, "base bdev 'm0' is given twice: it is 'm0'");
+        // None is lost, so that one which is not there is another array's.
+        let says_absent = says(ask(mixed(["m0", "m1", "m2", "m9"])).await);
+        assert!(says_absent.contains("base bdev 'm9' is no member of it"), "{says_absent}");
+        drop(w.registry.remove(&w.registry.find("m1").unwrap()));
+        while array(&node).unwrap().member_state(1) != Failed {
+            r.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(ask(w.options(2, 2)).await.is_ok(), "what it lost may be listed");
+        assert_eq!(says(ask(with_m4()).await), stranger);
+        drop(node);
+        w.restart(&r).await;
+    });
+}
+
+#[test]
 fn an_absent_member_is_waited_for_and_then_done_without() {
     run(|r| async move {
         let w = World::new(&r, 4);

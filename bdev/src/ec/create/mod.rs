@@ -3,7 +3,8 @@
 //! # Nothing is destroyed by surprise
 //!
 //! Devices that hold this array already are taken as they are, and nothing is written. A device that holds anything else that is
-//! known is refused, unless `force` was given.
+//! known is refused, unless `force` was given. One that holds nothing known, or was replaced in this array, is refused beside others that hold it, unless the array's UUID
+//! was given, as in a saved call: then the array starts without it.
 //!
 //! # A crash on the way leaves no array, or the array
 //!
@@ -26,7 +27,9 @@ pub(super) use write::wipe;
 
 use std::sync::{Arc, OnceLock};
 
-use super::assemble::{Assembly, Candidate, Decision, Situation, decide};
+use uuid::Uuid;
+
+use super::assemble::{Assembly, Candidate, Decision, Rejection, Situation, decide};
 use super::format::{FIRST_EPOCH, FormatError, Superblock};
 use super::layout::{Layout, SUPERBLOCK_BYTES};
 use crate::desc::BdevDesc;
@@ -166,14 +169,14 @@ fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Ass
     match decide(&candidates, Situation { waited: true, salvage: o.salvage_requested }) {
         Decision::Assemble(assembly) => {
             let mut assembly = *assembly;
+            let replaced = |(c, why): &(usize, Rejection)| {
+                matches!(why, Rejection::Replaced { .. }).then(|| (index[*c], why.to_string()))
+            };
+            let replaced = assembly.rejected.iter().filter_map(replaced).collect();
+            let strangers = strangers(o, array, bases, probes, replaced)?;
             let name = |c: usize| candidates[c].name.clone();
             let mut rejected: Vec<_> = assembly.rejected.iter().map(|(c, why)| (name(*c), why.to_string())).collect();
-            for (base, probe) in bases.iter().zip(probes) {
-                if !probe.superblock.as_ref().is_ok_and(|s| s.array == array) {
-                    let what = probe.found().unwrap_or_else(|| "nothing that is known".into());
-                    rejected.push((base.io.name().to_owned(), format!("it holds {what}, and nothing of the array")));
-                }
-            }
+            rejected.extend(strangers);
             assembly.members.iter_mut().flatten().for_each(|c| *c = index[*c]);
             Ok(Some((assembly, rejected)))
         }
@@ -186,6 +189,55 @@ fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Ass
         ))),
         Decision::Wait { .. } => unreachable!("everything was waited for"),
     }
+}
+
+/// Devices that do not hold `array`, and what they hold instead; `replaced` are those that it does not take any more, with the reason.
+///
+/// # Errors
+///
+/// One of them holds what somebody might miss, and `force` was not given; or the array's UUID was not. A saved call has it: since then, members may have
+/// been replaced, or have lost what they held.
+fn strangers(
+    o: &Options,
+    array: Uuid,
+    bases: &[Base],
+    probes: &[Probe],
+    replaced: Vec<(usize, String)>,
+) -> Result<Vec<PassedOver>, BdevError> {
+    let whose = || format!("array '{}' ({array}), which others hold", o.name);
+    let known = o.force || o.salvage_requested || o.uuid.is_some();
+    let no_member = |base: &Base, why: &str| {
+        Err(BdevError::Invalid(format!(
+            "base bdev '{}' is no member of {}: {why}. Give the array's UUID to start it without this one",
+            base.io.name(),
+            whose()
+        )))
+    };
+    if let Some((i, why)) = replaced.first().filter(|_| !known) {
+        return no_member(&bases[*i], why);
+    }
+    let mut passed_over = Vec::new();
+    for (base, probe) in bases.iter().zip(probes) {
+        if probe.superblock.as_ref().is_ok_and(|s| s.array == array) {
+            continue;
+        }
+        // What is left of a damaged superblock may be of this array.
+        let damaged = matches!(probe.superblock, Err(FormatError::Checksum { .. }));
+        let what = match probe.found() {
+            Some(what) if !o.force && !(damaged && known) => {
+                return Err(BdevError::Invalid(format!(
+                    "base bdev '{}' holds {what}, and is no member of {}: force starts that without this one, which is left as it is",
+                    base.io.name(),
+                    whose()
+                )));
+            }
+            Some(what) => what,
+            None if known => "nothing that is known".to_owned(),
+            None => return no_member(base, "it holds nothing that is known"),
+        };
+        passed_over.push((base.io.name().to_owned(), format!("it holds {what}, and nothing of the array")));
+    }
+    Ok(passed_over)
 }
 
 fn refuse_signatures(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<(), BdevError> {

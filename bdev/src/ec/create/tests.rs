@@ -1,6 +1,7 @@
 use super::*;
 use crate::device::Geometry;
 use crate::ec::check::{ReadAt, Scope, Verdict, check};
+use crate::ec::format::{MemberEntry, MemberState, Stamp};
 use crate::ec::images::Image;
 use crate::ec::layout::LayoutOptions;
 use crate::malloc::Malloc;
@@ -143,20 +144,37 @@ fn what_a_newer_version_made_is_refused() {
     });
 }
 
+/// 4+2 on the devices, as after some sessions.
+async fn grown(registry: &Arc<Registry>, names: &[String]) -> Superblock {
+    let mut head = make(registry, &options(4, 2, names)).await.unwrap().head;
+    head.predecessor = head.stamp;
+    head.stamp.epoch = 4;
+    for (slot, name) in names.iter().enumerate() {
+        superblock(registry, name, &head.for_slot(slot)).await;
+    }
+    head
+}
+
+async fn superblock(registry: &Arc<Registry>, name: &str, s: &Superblock) {
+    let io = MemberIo::open(registry, name, Box::new(|_| {})).unwrap();
+    write::superblock(&io, s).await.unwrap();
+}
+
 #[test]
-fn an_array_with_a_member_replaced_by_an_empty_device_is_taken_without_it() {
+fn an_array_with_a_member_replaced_by_an_empty_device_is_taken_without_it_if_its_uuid_is_given() {
     run(|_| async {
         let (registry, mut names) = devices(6);
-        let mut head = make(&registry, &options(4, 2, &names)).await.unwrap().head;
-        head.predecessor = head.stamp;
-        head.stamp.epoch = 4;
-        for (slot, name) in names.iter().enumerate() {
-            let io = MemberIo::open(&registry, name, Box::new(|_| {})).unwrap();
-            write::superblock(&io, &head.for_slot(slot)).await.unwrap();
-        }
+        let array = grown(&registry, &names).await.array;
         register(&registry, "new", 512, BYTES);
         names[2] = "new".into();
-        let found = make(&registry, &options(4, 2, &names)).await.unwrap();
+        let says = refused(&registry, &options(4, 2, &names)).await;
+        let whose = format!("array 'vol0' ({array}), which others hold");
+        assert_eq!(
+            says,
+            format!("base bdev 'new' is no member of {whose}: it holds nothing that is known. Give the array's UUID to start it without this one")
+        );
+        let saved = |names: &[String]| Options { uuid: Some(array), ..options(4, 2, names) };
+        let found = make(&registry, &saved(&names)).await.unwrap();
         assert!(!found.fresh && found.members[2].is_none());
         let why = "it holds nothing that is known, and nothing of the array";
         assert_eq!(found.rejected, [("new".to_owned(), why.to_owned())]);
@@ -165,11 +183,92 @@ fn an_array_with_a_member_replaced_by_an_empty_device_is_taken_without_it() {
             register(&registry, &format!("new{i}"), 512, BYTES);
             names[i] = format!("new{i}");
         }
-        let says = refused(&registry, &options(4, 2, &names)).await;
+        let says = refused(&registry, &saved(&names)).await;
         assert!(
             says.contains("cannot start: 3 members are in sync and there, 4 are needed; none in slots 2, 3, 4"),
             "{says}"
         );
+    });
+}
+
+#[test]
+fn a_base_that_holds_something_else_than_the_array_of_the_others_is_refused_by_name_and_left_as_it_is_if_forced() {
+    run(|_| async {
+        let (registry, mut names) = devices(6);
+        let array = grown(&registry, &names).await.array;
+        register(&registry, "other", 512, BYTES);
+        names[2] = "other".into();
+        let uuid = Some(array);
+        let (ext, gpt): (&[u8], &[u8]) = (b"\x53\xef", b"EFI PART");
+        for (at, bytes, what) in [(1080, ext, "an ext2 file system"), (512, gpt, "a GPT partition table")] {
+            put(&registry, "other", at, bytes).await;
+            for o in [options(4, 2, &names), Options { uuid, ..options(4, 2, &names) }] {
+                let says = format!(
+                    "base bdev 'other' holds {what}, and is no member of array 'vol0' ({array}), which others hold: force starts that without this one, which is left as it is"
+                );
+                assert_eq!(refused(&registry, &o).await, says);
+            }
+            let before = content(&registry, &names).await;
+            let forced = make(&registry, &Options { force: true, ..options(4, 2, &names) }).await.unwrap();
+            assert!(!forced.fresh && forced.members[2].is_none());
+            drop(forced);
+            let after = content(&registry, &names).await;
+            assert!(before.iter().zip(&after).all(|(b, a)| b.bytes == a.bytes), "nothing is written");
+            put(&registry, "other", at, &vec![0; bytes.len()]).await;
+        }
+        // A member of another array of the same name and figures.
+        let (elsewhere, others) = devices(6);
+        let foreign = grown(&elsewhere, &others).await;
+        superblock(&registry, "other", &foreign.for_slot(2)).await;
+        let says = refused(&registry, &Options { uuid, ..options(4, 2, &names) }).await;
+        let what = format!("slot 2 of array 'vol0' ({}), and is no member of array 'vol0' ({array})", foreign.array);
+        assert!(says.contains(&what), "{says}");
+    });
+}
+
+#[test]
+fn a_former_member_whose_slot_was_given_away_is_passed_over_if_the_uuid_is_given_and_a_stale_one_always() {
+    run(|_| async {
+        let (registry, names) = devices(6);
+        let old = grown(&registry, &names).await;
+        let mut head = old.clone();
+        head.predecessor = Stamp { epoch: 8, ..old.stamp };
+        head.stamp.epoch = 9;
+        head.members[4].state = MemberState::Failed;
+        for slot in [0, 1, 2, 3, 5] {
+            superblock(&registry, &names[slot], &head.for_slot(slot)).await;
+        }
+        let found = make(&registry, &options(4, 2, &names)).await.unwrap();
+        assert!(!found.fresh && found.members[4].is_none() && found.rejected[0].1.starts_with("stale: "));
+        drop(found);
+        head.members[4] = MemberEntry::in_sync(Uuid::new_v4());
+        for slot in [0, 1, 2, 3, 5] {
+            superblock(&registry, &names[slot], &head.for_slot(slot)).await;
+        }
+        let says = refused(&registry, &options(4, 2, &names)).await;
+        assert!(
+            says.starts_with("base bdev 'm4' is no member of array 'vol0' (")
+                && says.contains("another member took its slot 4"),
+            "{says}"
+        );
+        let saved = Options { uuid: Some(old.array), ..options(4, 2, &names) };
+        let found = make(&registry, &saved).await.unwrap();
+        assert_eq!(found.rejected, [("m4".to_owned(), "another member took its slot 4".to_owned())]);
+    });
+}
+
+#[test]
+fn a_member_whose_superblock_is_damaged_is_passed_over_if_the_uuid_is_given() {
+    run(|_| async {
+        let (registry, names) = devices(6);
+        let uuid = Some(grown(&registry, &names).await.array);
+        for at in [200, (64 << 10) + 200] {
+            put(&registry, "m1", at, &[0xff; 8]).await;
+        }
+        let says = refused(&registry, &options(4, 2, &names)).await;
+        assert!(says.starts_with("base bdev 'm1' holds a member of an erasure-coded array: torn or damaged"), "{says}");
+        let found = make(&registry, &Options { uuid, ..options(4, 2, &names) }).await.unwrap();
+        assert!(!found.fresh && found.members[1].is_none());
     });
 }
 
