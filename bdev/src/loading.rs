@@ -58,16 +58,18 @@ impl ToCome {
     }
 }
 
-/// A configuration that is being applied; dropped when all of its devices are there.
+/// A configuration that is being applied; dropped when it has been.
 pub struct Loading {
     registry: Arc<Registry>,
     bases: Vec<String>,
+    /// More devices are to come.
+    more: bool,
     abandoned: bool,
 }
 
 impl Registry {
     /// Somebody begins to make the devices of a configuration. `bases` are the names that its layers give for what they are built on, one for each
-    /// layer: nobody is shown such a device before the layer is there, so that no array, say, is found on a bare disk whose layer is to come.
+    /// layer, and of what is served: nobody is shown such a device before, so that no array, say, is found on a bare disk whose layer is to come.
     pub fn load(self: &Arc<Self>, bases: Vec<String>) -> Loading {
         let mut s = self.to_come.state();
         s.loads += 1;
@@ -75,7 +77,7 @@ impl Registry {
             *s.bases.entry(base.clone()).or_default() += 1;
         }
         drop(s);
-        Loading { registry: self.clone(), bases, abandoned: false }
+        Loading { registry: self.clone(), bases, more: true, abandoned: false }
     }
 
     /// More devices are to come from a configuration that is being applied, and nobody [waits](Registry::wait_for_examine) for what is made of
@@ -91,6 +93,13 @@ impl Loading {
         if let Some(at) = self.bases.iter().position(|b| b == base) {
             self.bases.swap_remove(at);
             self.give_up(base);
+        }
+    }
+
+    /// The last device was made: what is missing now may be given up on.
+    pub fn all_made(&mut self) {
+        if std::mem::take(&mut self.more) {
+            self.registry.to_come.state().loads -= 1;
         }
     }
 
@@ -115,7 +124,7 @@ impl Drop for Loading {
         for base in std::mem::take(&mut self.bases) {
             self.give_up(&base);
         }
-        self.registry.to_come.state().loads -= 1;
+        self.all_made();
     }
 }
 
@@ -193,6 +202,8 @@ mod tests {
             assert_eq!(*shown.lock().unwrap(), [""; 0], "another call names it");
             loading.built("a");
             assert_eq!(*shown.lock().unwrap(), ["a"]);
+            loading.all_made();
+            assert!(!registry.more_to_come(), "what is set aside still is no device to come");
             drop(loading);
             assert_eq!(*shown.lock().unwrap(), ["a", "b"]);
             assert!(!registry.more_to_come());

@@ -260,12 +260,15 @@ impl Config {
         Ok(())
     }
 
-    /// The calls after the initialisation. A device that a later call builds a layer on is left alone until then, and nobody gives up on devices
-    /// that are missing before the last one was made.
+    /// The calls after the initialisation. A device that a later call builds a layer on, or serves, is left alone until then, and nobody gives up on
+    /// devices that are missing before the last one was made.
     async fn run_the_rest(&self, app: &Arc<App>, ignore_errors: bool) -> Result<(), LoadError> {
         let last = self.steps.iter().rposition(|step| step.method.starts_with("bdev_"));
         let bases = self.steps.iter().filter_map(|step| step.base().map(str::to_owned)).collect();
-        let mut loading = last.map(|_| app.bdevs.load(bases));
+        let mut loading = Some(app.bdevs.load(bases));
+        if let (Some(loading), None) = (&mut loading, last) {
+            loading.all_made();
+        }
         for (i, step) in self.steps.iter().enumerate() {
             if app.registry.get(&step.method).is_some_and(|method| method.when() == When::Runtime) {
                 let outcome = step.run(app, ignore_errors).await;
@@ -280,8 +283,8 @@ impl Config {
             if let (Some(loading), Some(base)) = (&mut loading, step.base()) {
                 loading.built(base);
             }
-            if last == Some(i) {
-                loading = None;
+            if let (Some(loading), true) = (&mut loading, last == Some(i)) {
+                loading.all_made();
             }
         }
         Ok(())
@@ -289,10 +292,16 @@ impl Config {
 }
 
 impl Step {
-    /// The device that the call builds a layer on.
+    /// The device that the call builds a layer on, or serves: what is on it is not this daemon's to find. On one that is served it may be another's that
+    /// uses it from afar, as a member of an array, say.
     fn base(&self) -> Option<&str> {
-        let params =
-            self.params.as_ref().filter(|_| self.method.starts_with("bdev_") && self.method.ends_with("_create"))?;
+        let params = self.params.as_ref()?;
+        if self.method == "nvmf_subsystem_add_ns" {
+            return params.get("namespace")?.get("bdev_name")?.as_str();
+        }
+        if !self.method.starts_with("bdev_") || !self.method.ends_with("_create") {
+            return None;
+        }
         params.get("base_bdev_name").or_else(|| params.get("base_name"))?.as_str()
     }
 

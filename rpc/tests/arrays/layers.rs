@@ -163,3 +163,40 @@ fn a_configuration_that_fails_shows_nobody_a_device_whose_layer_was_to_come() {
     let claimed = rig.call("bdev_get_bdevs", json!({"name": "d2"})).unwrap()[0]["claimed"].clone();
     assert_eq!(claimed, json!(false), "nobody was shown it");
 }
+
+#[test]
+fn a_configuration_that_serves_devices_finds_no_array_on_them_that_another_daemon_has_made() {
+    let disks = Disks::new("served", 3);
+    drop({
+        let rig = Rig::on(&disks, 3);
+        rig.call("bdev_ec_create", create()).unwrap();
+        rig
+    });
+    let before: Vec<_> = (0..3).map(|i| std::fs::read(disks.path(i)).unwrap()).collect();
+    let nqn = "nqn.2024-01.io.longshore:lower";
+    let file = |i: usize| {
+        entry("bdev_uring_create", json!({"name": format!("d{i}"), "filename": disks.path(i), "block_size": 512}))
+    };
+    let mut bdev: Vec<Value> = (0..3).map(file).collect();
+    bdev.push(entry("bdev_wait_for_examine", Value::Null));
+    let mut nvmf = vec![entry("nvmf_create_subsystem", json!({"nqn": nqn}))];
+    let namespace =
+        |i| entry("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": {"bdev_name": format!("d{i}")}}));
+    nvmf.extend((0..3).map(namespace));
+    let config =
+        json!({"subsystems": [{"subsystem": "bdev", "config": bdev}, {"subsystem": "nvmf", "config": nvmf}]});
+    {
+        let rig = Rig::new();
+        let text = config.to_string();
+        block_on(Config::parse(text.as_bytes()).unwrap().apply(&rig.app, false)).unwrap_or_else(|e| panic!("{e}"));
+        rig.settle();
+        assert_eq!(rig.call("bdev_ec_get_bdevs", Value::Null), Ok(json!([])));
+        let saved = block_on(config::dump(&rig.app));
+        drop(rig);
+        let rig = Rig::new();
+        block_on(Config::parse(saved.as_bytes()).unwrap().apply(&rig.app, false)).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(rig.call("bdev_ec_get_bdevs", Value::Null), Ok(json!([])), "nor of what it saves");
+    }
+    let after = (0..3).map(|i| std::fs::read(disks.path(i)).unwrap());
+    assert!(before.into_iter().zip(after).all(|(b, a)| b == a), "nothing is written");
+}
