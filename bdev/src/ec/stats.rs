@@ -31,6 +31,8 @@ counters! {
     host_writes,
     /// Flushes of the host.
     host_flushes,
+    /// Unmaps and writes of zeroes of the host.
+    host_unmaps,
     /// Bytes that the host read.
     host_read_bytes,
     /// Bytes that the host wrote.

@@ -30,11 +30,11 @@ params! {
         strip_size_kb: u32,
         /// Names of the k+m devices.
         base_bdevs: Vec<String>,
-        /// UUID; without it a random one.
+        /// UUID; without it a random one. With the UUID of an array that the devices hold, devices that are no members of it are passed over, as long as they hold nothing else that is known: saved calls have it, since members may have been replaced.
         uuid: Option<Uuid>,
         /// Start an array that lost more than it can, with what is left: stale members are taken as they are, and **what they lack is lost**.
         salvage_requested: bool = false,
-        /// Make the array even of devices that hold something else, which is **destroyed**.
+        /// Make the array even of devices that hold something else, which is **destroyed**; if the others hold this array already, it is started without those, and they stay as they are.
         force: bool = false,
     }
 }
@@ -95,13 +95,14 @@ pub(super) fn declare(registry: &mut Registry) {
         Method::new("bdev_ec_create", When::Runtime, create)
             .doc(
                 "Makes an erasure-coded array. Devices that hold this very array already are taken as they are, and nothing is written on \
-                 them; a device that holds anything else that is known (another array, a partition table, a file system...) is refused. The \
+                 them; a device that holds anything else that is known (another array, a partition table, a file system...) is refused, also beside \
+                 others that hold this array. Of an array that runs already, all devices have to be members, unless its UUID is given. The \
                  largest block among the devices is the array's, and the smallest size is used of each.",
             )
             .changes()
             .result("true")
             .error(-ENODEV, "No such device")
-            .error(-EEXIST, "File exists")
+            .error(-EEXIST, "File exists: something else has this name, or an array of other figures")
             .error(-EPERM, "Operation not permitted: a device is claimed")
             .error(-EINVAL, "Invalid argument: `data` says which, or what a device holds")
             .example(example, json!(true)),
@@ -115,9 +116,13 @@ pub(super) fn declare(registry: &mut Registry) {
                  member is being rebuilt; `spares` are devices that may take the place of a member. `reason` says why a member failed since the array started, `replacement` which \
                  device is being taken into the slot and, as `waits_for`, the device that has to end requests first which hang on it, and \
                  `unused_bdevs` which devices of it were found and not taken, and why. An array that is not started is not listed: asked for by \
-                 its name, it is an error that says why.",
+                 its name, it is an error that says why. \
+                 Counted since the array started: `rmw_writes` are writes that read old data and parity, `full_stripe_writes` those of whole stripes, `degraded_reads_reconstructed` strips that were decoded from \
+                 the other members, `degraded_read_eio` requests that failed because more was lost of a block than parity makes up for, `unmaps` unmaps and writes of zeroes. `dirty_stripes` are \
+                 stripes that a missing member may lack writes of, and `unmapped_stripes` those that hold nothing. There is no `degraded_read_eio_dirty`: a crash leaves no stripe whose parity is in doubt, so no \
+                 read fails for that; nor are members of role `data` or `parity`.",
             )
-            .result("array of {name, uuid, k, m, n, strip_size_kb, failed_count, offline, offline_reason, block_size, num_blocks, overhead_percent, stats{}, replace_in_progress, rebuild_in_progress, rebuild_progress?, spares[], base_bdevs[], unused_bdevs[]}")
+            .result("array of {name, uuid, k, m, n, strip_size_kb, failed_count, offline, offline_reason, block_size, num_blocks, overhead_percent, stats{}, dirty_stripes, unmaps, unmapped_stripes, rmw_writes, full_stripe_writes, degraded_reads_reconstructed, degraded_read_eio, replace_in_progress, rebuild_in_progress, rebuild_progress?, spares[], base_bdevs[{name, slot, role, state, size, unused, reason, needs_rebuild, replacement}], unused_bdevs[{name, reason}]}")
             .error(-ENODEV, "No such device"),
     );
     registry.add(
@@ -308,7 +313,7 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
         "failed_count": failed, "offline": info.offline, "offline_reason": info.offline_because, "block_size": l.block, "num_blocks": node.num_blocks(),
         "overhead_percent": 100.0 * (1.0 - usable as f64 / raw.max(1) as f64),
         "stats": {
-            "host_reads": s.host_reads, "host_writes": s.host_writes, "host_flushes": s.host_flushes,
+            "host_reads": s.host_reads, "host_writes": s.host_writes, "host_flushes": s.host_flushes, "host_unmaps": s.host_unmaps,
             "host_read_bytes": s.host_read_bytes, "host_written_bytes": s.host_written_bytes,
             "member_reads": s.member_reads, "member_writes": s.member_writes, "journal_writes": s.journal_writes,
             "member_flushes": s.member_flushes, "member_read_bytes": s.member_read_bytes,
@@ -317,6 +322,7 @@ fn array(node: &BdevNode, info: &ArrayInfo) -> Value {
             "reconstruct_writes": s.reconstruct_writes, "healed_reads": s.healed_reads, "epochs": s.epochs,
             "scrub_repaired": s.scrub_repaired, "scrub_ambiguous": s.scrub_ambiguous,
         },
+        "dirty_stripes": info.dirty_stripes, "unmaps": s.host_unmaps, "unmapped_stripes": info.unmapped_stripes,
         "rmw_writes": s.read_modify_writes, "full_stripe_writes": s.full_stripe_writes,
         "degraded_reads_reconstructed": s.reconstructed_reads, "degraded_read_eio": s.unrecovered_reads,
         "replace_in_progress": info.replacing, "rebuild_in_progress": !info.rebuilds.is_empty(), "spares": info.spares,

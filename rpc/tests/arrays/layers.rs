@@ -183,8 +183,7 @@ fn a_configuration_that_serves_devices_finds_no_array_on_them_that_another_daemo
     let namespace =
         |i| entry("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": {"bdev_name": format!("d{i}")}}));
     nvmf.extend((0..3).map(namespace));
-    let config =
-        json!({"subsystems": [{"subsystem": "bdev", "config": bdev}, {"subsystem": "nvmf", "config": nvmf}]});
+    let config = json!({"subsystems": [{"subsystem": "bdev", "config": bdev}, {"subsystem": "nvmf", "config": nvmf}]});
     {
         let rig = Rig::new();
         let text = config.to_string();

@@ -40,6 +40,10 @@ pub struct ArrayInfo {
     pub spares: Vec<String>,
     /// By slot.
     pub members: Vec<MemberInfo>,
+    /// Stripes that members which are missing may lack writes of: those of the regions that the write-intent bitmap has.
+    pub dirty_stripes: u64,
+    /// Stripes that hold nothing.
+    pub unmapped_stripes: u64,
     /// What the host asked for and what that cost.
     pub stats: EcStats,
 }
@@ -61,6 +65,8 @@ impl Arrays {
             MemberInfo { name, state, bytes, why, replacement: self.seats.of(node.uuid(), slot) }
         };
         let members = (0..layout.n()).map(member).collect();
+        let (wib, unmap) = (ec.wib_status(), ec.unmap_status());
+        let dirty = wib.dirty_regions.saturating_mul(wib.region_stripes).min(unmap.stripes);
         Some(ArrayInfo {
             layout,
             offline: ec.is_offline(),
@@ -70,6 +76,8 @@ impl Arrays {
             rebuilds: ec.rebuild_progress(),
             spares: self.spares_of(node.name()),
             members,
+            dirty_stripes: dirty,
+            unmapped_stripes: unmap.stripes - unmap.mapped,
             stats: ec.stats(),
         })
     }

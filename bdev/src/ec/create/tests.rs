@@ -171,7 +171,9 @@ fn an_array_with_a_member_replaced_by_an_empty_device_is_taken_without_it_if_its
         let whose = format!("array 'vol0' ({array}), which others hold");
         assert_eq!(
             says,
-            format!("base bdev 'new' is no member of {whose}: it holds nothing that is known. Give the array's UUID to start it without this one")
+            format!(
+                "base bdev 'new' is no member of {whose}: it holds nothing that is known. Give the array's UUID to start it without this one"
+            )
         );
         let saved = |names: &[String]| Options { uuid: Some(array), ..options(4, 2, names) };
         let found = make(&registry, &saved(&names)).await.unwrap();

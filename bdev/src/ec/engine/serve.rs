@@ -42,7 +42,10 @@ impl Engine {
                 c.host_flushes.add(1);
                 self.map.flush(io);
             }
-            Op::Unmap | Op::WriteZeroes => Clear::start(self, io),
+            Op::Unmap | Op::WriteZeroes => {
+                c.host_unmaps.add(1);
+                Clear::start(self, io);
+            }
             Op::Reset => io.complete_later(Status::SUCCESS),
             _ => io.complete_later(Status::INVALID_OPCODE),
         }

@@ -2,13 +2,22 @@
 //!
 //! An image is text: `member BYTES` begins a member of so many zeroes, `OFFSET HEX` puts bytes into it.
 
+use super::arrays::{Arrays, close};
 use super::check::{ReadAt, Scope, Verdict, check};
+use super::create::MemberIo;
 use super::format::{FormatError, MemberState, PageHeader, PageKind, RecordHeader, Stamp, Superblock};
 use super::images::{Array, Image};
 use super::layout::{Layout, PAGE_BYTES};
+use crate::device::Geometry;
+use crate::io::IoFlags;
+use crate::malloc::Malloc;
+use crate::registry::Registry;
+use crate::testing::{filled, open, run};
 use uuid::Uuid;
 
 const FORMAT_1: &str = include_str!("format-1.txt");
+/// All images, by the version of the format.
+const RELEASED: [(u32, &str); 1] = [(1, FORMAT_1)];
 
 fn read(text: &str) -> Vec<Image> {
     let mut members: Vec<Image> = Vec::new();
@@ -86,5 +95,64 @@ fn this_build_writes_format_1_as_it_was_released() {
     for (built, golden) in array().members.iter().zip(read(FORMAT_1)) {
         let differs = built.bytes.iter().zip(&golden.bytes).position(|(a, b)| a != b);
         assert_eq!((differs, built.bytes.len()), (None, golden.bytes.len()), "{}", built.name);
+    }
+}
+
+/// What a host reads of the array: stripe 5 as the journal leaves it.
+fn content() -> Vec<u8> {
+    let array = array();
+    let l = array.head.layout;
+    let mut all = vec![0; (l.num_blocks() * u64::from(l.block)) as usize];
+    for stripe in [0, 5] {
+        let at = stripe as usize * l.k * l.strip as usize;
+        let data = [array.strip(stripe), array.strip(stripe + 10)].concat();
+        all[at..at + data.len()].copy_from_slice(&data);
+    }
+    let at = 5 * l.k * l.strip as usize;
+    all[at..at + 512].fill(0x5a);
+    all
+}
+
+#[test]
+fn an_array_starts_on_each_image_serves_what_it_held_and_leaves_one_that_is_sound() {
+    for (version, text) in RELEASED {
+        run(move |r| async move {
+            // Where nobody looks at devices.
+            let bare = Registry::new();
+            let images = read(text);
+            let mut disks = Vec::new();
+            for image in &images {
+                let disk = Malloc::new(Geometry::plain(512, image.bytes.len() as u64 / 512)).unwrap();
+                bare.register(&image.name, None, disk.clone()).unwrap();
+                MemberIo::open(&bare, &image.name, Box::new(|_| {})).unwrap().write(0, &image.bytes).await.unwrap();
+                disks.push(disk);
+            }
+            let registry = Registry::new();
+            let _arrays = Arrays::install(&registry, vec![r.handle()]);
+            for (image, disk) in images.iter().zip(&disks) {
+                registry.register(&image.name, None, disk.clone()).unwrap();
+            }
+            registry.wait_for_examine().await;
+            let node = registry.find("vol0").unwrap_or_else(|| panic!("no array on the image of format {version}"));
+            let (desc, ch) = open(&registry, "vol0");
+            let want = content();
+            for (i, want) in want.chunks(4096).enumerate() {
+                let (status, got) = ch.read(i as u64 * 8, want.len() as u32 / 512, filled(&r, want.len(), 1)).await;
+                assert!(status.is_ok() && got.unwrap().as_slice() == want, "format {version}, at {i} times 4 KiB");
+            }
+            let blocks = node.num_blocks();
+            for lba in [0, 40, blocks - 8] {
+                assert!(ch.write(lba, 8, filled(&r, 4096, 0x77), IoFlags::FUA).await.0.is_ok());
+            }
+            drop((desc, ch));
+            close(&registry, &node).await.unwrap();
+            let mut after = Vec::new();
+            for image in &images {
+                let io = MemberIo::open(&bare, &image.name, Box::new(|_| {})).unwrap();
+                after.push(Image { name: image.name.clone(), bytes: io.read(0, image.bytes.len()).await.unwrap() });
+            }
+            let report = check(&after.iter().map(|m| m as &dyn ReadAt).collect::<Vec<_>>(), Scope::default());
+            assert_eq!(report.verdict, Verdict::Sound, "format {version}: {report}");
+        });
     }
 }

@@ -11,6 +11,7 @@ mod passing;
 mod probe;
 mod reads;
 mod rebuild;
+mod rounds;
 mod scarred;
 mod slow;
 mod taken_over;

@@ -78,6 +78,8 @@ impl Judges {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Kind {
     pub(super) volatile: bool,
+    /// Slots, a bit each, of those that have no volatile cache all the same.
+    pub(super) steady: u64,
     /// What they have begun cannot be aborted.
     pub(super) deaf: bool,
     /// They say of what was aborted that it is not to be sent again.
@@ -123,7 +125,8 @@ impl Bdev for Probe {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry { volatile_cache: self.kind.volatile, ..self.below.geometry() }
+        let volatile_cache = self.kind.volatile && self.kind.steady >> self.slot & 1 == 0;
+        Geometry { volatile_cache, ..self.below.geometry() }
     }
 
     fn supported(&self) -> SupportedOps {
