@@ -223,8 +223,9 @@ fn strangers(
         }
         // What is left of a damaged superblock may be of this array.
         let damaged = matches!(probe.superblock, Err(FormatError::Checksum { .. }));
+        let pass_over = o.force || known && damaged;
         let what = match probe.found() {
-            Some(what) if !o.force && !(damaged && known) => {
+            Some(what) if !pass_over => {
                 return Err(BdevError::Invalid(format!(
                     "base bdev '{}' holds {what}, and is no member of {}: force starts that without this one, which is left as it is",
                     base.io.name(),

@@ -2,6 +2,8 @@
 //!
 //! An image is text: `member BYTES` begins a member of so many zeroes, `OFFSET HEX` puts bytes into it.
 
+use std::sync::Arc;
+
 use super::arrays::{Arrays, close};
 use super::check::{ReadAt, Scope, Verdict, check};
 use super::create::MemberIo;
@@ -128,7 +130,7 @@ fn an_array_starts_on_each_image_serves_what_it_held_and_leaves_one_that_is_soun
                 disks.push(disk);
             }
             let registry = Registry::new();
-            let _arrays = Arrays::install(&registry, vec![r.handle()]);
+            let _arrays = Arrays::install(&registry, vec![r.handle()], Arc::default());
             for (image, disk) in images.iter().zip(&disks) {
                 registry.register(&image.name, None, disk.clone()).unwrap();
             }
