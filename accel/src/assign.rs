@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::coder::Coder;
 use crate::crypto::{Crypt, Key, KeyError, Keyring};
-use crate::engine::Engine;
+use crate::engine::{Capability, Engine};
 use crate::erasure::{ErasureError, MatrixKind};
 use crate::operation::Operation;
 use crate::pieces::{each_pair, each_run};
@@ -49,18 +49,26 @@ pub struct Accel {
 }
 
 impl Default for Accel {
+    /// With all engines of this build.
     fn default() -> Accel {
-        Accel::new(Vec::new())
+        Accel::new(vec![
+            #[cfg(feature = "isal")]
+            Arc::new(crate::isal::Isal),
+        ])
     }
 }
 
+fn capability(engine: &dyn Engine, op: Operation) -> Option<Capability> {
+    engine.capabilities().into_iter().find(|c| c.operation == op)
+}
+
 fn does(engine: &dyn Engine, op: Operation) -> bool {
-    engine.capabilities().iter().any(|c| c.operation == op)
+    capability(engine, op).is_some()
 }
 
 impl Accel {
-    /// With `engines` beside the software one. Each operation belongs to the last one that does it, until it is assigned; what none
-    /// does counts as the software engine's.
+    /// With `engines` beside the software one. Until it is assigned, each operation belongs to the last one whose device does it, and without
+    /// such to the first that does it: of engines that take the core's time, none is known to be faster than the software one.
     pub fn new(engines: Vec<Arc<dyn Engine>>) -> Accel {
         let mut all: Vec<Arc<dyn Engine>> = vec![Arc::new(Software)];
         all.extend(engines);
@@ -121,15 +129,17 @@ impl Accel {
             Arc::new(std::array::from_fn(|i| {
                 let op = Operation::ALL[i];
                 let by_name = wanted.iter().find(|(o, _)| *o == op).map(|(_, engine)| engine);
-                let able = || self.engines.iter().rev().find(|e| does(&***e, op));
-                by_name.or_else(able).unwrap_or(&self.engines[0]).clone()
+                let on_device = |e: &&Arc<dyn Engine>| capability(&***e, op).is_some_and(|c| c.hardware);
+                let device = || self.engines.iter().rev().find(on_device);
+                let able = || self.engines.iter().find(|e| does(&***e, op));
+                by_name.or_else(device).or_else(able).unwrap_or(&self.engines[0]).clone()
             }))
         })
     }
 
-    /// The engine of an operation.
-    pub fn engine(&self, op: Operation) -> &Arc<dyn Engine> {
-        &self.table()[op as usize]
+    /// The engine of an operation; none if no engine does it.
+    pub fn engine(&self, op: Operation) -> Option<&Arc<dyn Engine>> {
+        Some(&self.table()[op as usize]).filter(|engine| does(&***engine, op))
     }
 
     /// The way from one core. Not to be opened per job.

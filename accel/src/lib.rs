@@ -10,6 +10,8 @@ pub mod crypto;
 mod engine;
 pub mod erasure;
 pub mod gf;
+#[cfg(feature = "isal")]
+mod isal;
 mod operation;
 mod pieces;
 mod software;
@@ -18,6 +20,8 @@ mod stats;
 pub use assign::{Accel, AssignError, Channel};
 pub use coder::{Coder, Rebuilder};
 pub use engine::{Capability, Engine};
+#[cfg(feature = "isal")]
+pub use isal::Isal;
 pub use operation::Operation;
 pub use software::Software;
 pub use stats::OpStats;

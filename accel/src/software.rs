@@ -21,8 +21,8 @@ fn crc(algorithm: CrcAlgorithm, crc: u64, xor_out: u64, data: &[u8]) -> u64 {
 /// Operation, algorithms, limits, implementation.
 type Row = (Operation, &'static [&'static str], &'static [(&'static str, u64)], &'static str);
 
-const ERASURE_LIMITS: &[(&str, u64)] = &[("data_chunks_max", 32), ("parity_chunks_max", 8)];
-const MATRICES: &[&str] = &["cauchy", "vandermonde"];
+pub(crate) const ERASURE_LIMITS: &[(&str, u64)] = &[("data_chunks_max", 32), ("parity_chunks_max", 8)];
+pub(crate) const MATRICES: &[&str] = &["cauchy", "vandermonde"];
 const CRYPTO: &[&str] = &["AES_XTS_128", "AES_XTS_256"];
 const CRYPTO_LIMITS: &[(&str, u64)] =
     &[("block_multiple_bytes", 16), ("block_max_bytes", crate::crypto::MAX_UNIT as u64)];

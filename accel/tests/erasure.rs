@@ -10,6 +10,7 @@ fn kernels() -> Vec<Kernel> {
     let found: Vec<_> = Kernel::ALL.iter().copied().filter(|k| k.is_available()).collect();
     let missing: Vec<_> = Kernel::ALL.iter().filter(|k| !k.is_available()).map(|k| k.name()).collect();
     if !missing.is_empty() {
+        // Shown where tests fail; `.ci/run` says it where they pass.
         println!("NOT TESTED, this processor cannot run them: {missing:?}");
     }
     found

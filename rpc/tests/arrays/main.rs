@@ -1,6 +1,7 @@
 //! Erasure-coded arrays through the methods, on files.
 
 mod broken;
+mod engines;
 mod layers;
 mod made;
 mod replace;

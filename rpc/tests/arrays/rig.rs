@@ -119,7 +119,8 @@ impl Rig {
         of.map(|n| n["type"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn io<T: Send + 'static, F>(&self, f: F) -> T
+    /// Does `f` on the array, on its core.
+    pub(crate) fn io<T: Send + 'static, F>(&self, f: F) -> T
     where
         F: AsyncFnOnce(Reactor, longshore_bdev::Channel) -> T + Send + 'static,
     {
