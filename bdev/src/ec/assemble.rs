@@ -16,12 +16,14 @@
 //! * An array of the first epoch was made but never started, so that it holds no data. It needs all its members: if making it was
 //!   cut short, there is none.
 //! * An update that names fewer than a quorum in sync cannot be established and is never written.
+//! * A session of an array that was salvaged takes k for a quorum, until it has established an update with a quorum in sync; from then on
+//!   it goes by the rule. Meanwhile its updates name too few for anybody to start from without a salvage.
 
 use std::fmt;
 
 use uuid::Uuid;
 
-use super::format::{FIRST_EPOCH, MemberEntry, MemberState, Stamp, Superblock};
+use super::format::{FIRST_EPOCH, MAX_EPOCH, MemberEntry, MemberState, Stamp, Superblock};
 use super::layout::Layout;
 
 /// A device that has a superblock.
@@ -68,6 +70,8 @@ pub struct Assembly {
     pub head: Superblock,
     /// By slot, the candidate that is taken, by its index.
     pub members: Vec<Option<usize>>,
+    /// The fewest members in sync with which it runs: [`Superblock::quorum`], or k after a salvage.
+    pub quorum: usize,
     /// Slots whose member has an older superblock than `head` and has to be given `head` before any other.
     pub behind: Vec<usize>,
     /// Candidates that are not taken, and why. A stale one may be filled again.
@@ -208,8 +212,9 @@ pub fn decide(candidates: &[Candidate], situation: Situation) -> Decision {
         return Decision::Refuse(refusal);
     }
     let head = head(candidates, &ours);
-    let mut assembly =
-        Assembly { members: vec![None; head.layout.n()], head: head.clone(), behind: Vec::new(), rejected: Vec::new() };
+    let quorum = if situation.salvage { head.layout.k } else { head.quorum() };
+    let members = vec![None; head.layout.n()];
+    let mut assembly = Assembly { members, head: head.clone(), quorum, behind: Vec::new(), rejected: Vec::new() };
     for (index, candidate) in candidates.iter().enumerate() {
         match judge(candidate, head) {
             Ok(slot) => {
@@ -225,11 +230,7 @@ pub fn decide(candidates: &[Candidate], situation: Situation) -> Decision {
     if situation.salvage {
         salvage(candidates, &mut assembly);
     }
-    let need = match () {
-        () if head.stamp.epoch == FIRST_EPOCH => head.layout.n(),
-        () if situation.salvage => head.layout.k,
-        () => head.quorum(),
-    };
+    let need = if head.stamp.epoch == FIRST_EPOCH { head.layout.n() } else { quorum };
     conclude(candidates, assembly, need, situation)
 }
 
@@ -325,7 +326,7 @@ fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
 
 /// Takes stale members as if they were in sync until there are k, by an update of its own that all members have to be given.
 fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
-    let Assembly { head, members, behind, rejected } = assembly;
+    let Assembly { head, members, behind, rejected, .. } = assembly;
     let in_sync = (0..members.len())
         .filter(|&slot| members[slot].is_some() && head.members[slot].state == MemberState::InSync)
         .count();
@@ -333,7 +334,7 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
         rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).map(|&(c, _)| c).collect();
     stale.sort_by_key(|&c| std::cmp::Reverse(candidates[c].superblock.stamp));
     stale.truncate(head.layout.k.saturating_sub(in_sync));
-    if stale.is_empty() {
+    if stale.is_empty() || head.stamp.epoch >= MAX_EPOCH {
         return;
     }
     for candidate in stale {

@@ -333,4 +333,16 @@ fn a_salvage_takes_the_newest_stale_members_until_there_are_k_by_an_update_for_a
     assert_eq!((a.head.predecessor, a.behind), (HEAD, vec![0, 2, 4]));
     assert!(a.head.stamp > HEAD && a.head.validate().is_ok());
     assert!(refused(decide(&all[..2], SALVAGE)).starts_with("2 members are in sync"), "k are needed all the same");
+    let last = superblock(3, stamp(MAX_EPOCH, 1), BEFORE, &[InSync, Failed, Failed, Failed, InSync]);
+    let all = [candidate(0, &last), old(2, 5), candidate(4, &last)];
+    assert!(refused(decide(&all, SALVAGE)).starts_with("2 members are in sync"), "there is no update after this one");
+}
+
+#[test]
+fn a_session_needs_as_many_as_the_rule_says_and_k_after_a_salvage() {
+    for (k, m, rule) in [(1, 1, 2), (2, 2, 3), (2, 3, 3), (4, 2, 4)] {
+        let s = superblock(k, HEAD, BEFORE, &vec![InSync; k + m]);
+        let all: Vec<_> = (0..k + m).map(|slot| candidate(slot, &s)).collect();
+        assert_eq!((assembled(decide(&all, NOW)).quorum, assembled(decide(&all, SALVAGE)).quorum), (rule, k));
+    }
 }

@@ -45,6 +45,8 @@ pub(super) struct Parts {
     pub(super) accel: Engines,
     pub(super) coder: Coder,
     pub(super) head: Superblock,
+    /// See [`Assembly::quorum`](super::assemble::Assembly::quorum).
+    pub(super) quorum: usize,
     pub(super) tuning: Tuning,
     /// As many zeroes as [`ZEROES`](super::memory::ZEROES) says.
     pub(super) zeroes: DmaBuf,
@@ -77,6 +79,8 @@ pub(super) struct Engine {
     pub(super) nonce: u64,
     /// The superblock last written, of whatever slot.
     pub(super) table: RefCell<Superblock>,
+    /// The fewest members in sync with which the array runs: that of the table, or k after a salvage that did not find as many.
+    pub(super) quorum: Cell<usize>,
     /// One update of the superblocks at a time.
     pub(super) establishing: Turn,
     /// By slot, the last superblock that the member is known to have taken.
@@ -92,6 +96,8 @@ pub(super) struct Engine {
     /// Reconstructions that may be made to stay.
     pub(super) offers: Offers,
     closing: Cell<bool>,
+    /// Of the array, once it is offline.
+    pub(super) why_offline: Cell<&'static str>,
     parked: RefCell<Vec<Rc<Txn>>>,
     stable_waiters: RefCell<Vec<Waker>>,
     starved: RefCell<VecDeque<Starved>>,
@@ -120,7 +126,7 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(shared: Arc<Shared>, core: Rc<CoreState>, parts: Parts) -> Rc<Engine> {
-        let Parts { accel, coder, head, tuning, zeroes, nonce, events } = parts;
+        let Parts { accel, coder, head, quorum, tuning, zeroes, nonce, events } = parts;
         let l = &shared.layout;
         let spare = Rc::new(Spare::new(l, core.reactor().dma().limit()));
         Rc::new(Engine {
@@ -141,6 +147,7 @@ impl Engine {
             session: Cell::new(head.journal_session),
             nonce,
             table: RefCell::new(head),
+            quorum: Cell::new(quorum),
             establishing: Turn::default(),
             given: RefCell::new(vec![Stamp::default(); l.n()]),
             failures: Cell::new(0),
@@ -151,6 +158,7 @@ impl Engine {
             departing: Cell::new(0),
             offers: Offers::default(),
             closing: Cell::new(false),
+            why_offline: Cell::new("too few of its members could be started"),
             parked: RefCell::default(),
             stable_waiters: RefCell::default(),
             starved: RefCell::default(),

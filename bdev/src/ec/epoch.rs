@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::event::Event;
 use super::faults::{self, Mutant, Window};
 use super::flush::Offline;
-use super::format::{MemberEntry, MemberState, Stamp, Superblock};
+use super::format::{MAX_EPOCH, MemberEntry, MemberState, Stamp, Superblock};
 use super::layout::{Layout, SUPERBLOCK_BYTES};
 use super::txn::masked;
 use crate::io::{IoFlags, Op};
@@ -53,7 +53,11 @@ impl Engine {
             } else if new.wib_generation == 0 {
                 new.wib_generation = new.stamp.epoch;
             }
-            if new.in_sync() < new.quorum() {
+            if new.stamp.epoch > MAX_EPOCH {
+                self.go_offline("its superblocks have the highest epoch there is");
+                return Err(Offline);
+            }
+            if new.in_sync() < self.quorum.get() {
                 self.go_offline("too few members are left");
                 return Err(Offline);
             }
@@ -63,14 +67,24 @@ impl Engine {
             outcome?;
             self.shared.counters.epochs.add(1);
             degraded |= named || skipped && missing;
-            let in_sync = new.in_sync();
+            let (in_sync, quorum) = (new.in_sync(), new.quorum());
             self.table.replace(new);
             if self.failures.get() == failures {
+                self.quorum_again(in_sync, quorum);
                 if degraded {
                     self.tell(Event::Degraded { in_sync });
                 }
                 return Ok(());
             }
+        }
+    }
+
+    /// Members `in_sync` are named by an update that was just established. After a salvage: if these are a `quorum`, the array does not do
+    /// with fewer any more.
+    fn quorum_again(&self, in_sync: usize, quorum: usize) {
+        if self.quorum.get() < quorum && in_sync >= quorum {
+            self.quorum.set(quorum);
+            tracing::info!("array '{}': {in_sync} members are in sync again; it needs {quorum}", self.shared.name);
         }
     }
 

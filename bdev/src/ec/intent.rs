@@ -164,11 +164,7 @@ impl Engine {
         }
         let snapshot = i.bits.borrow().clone();
         for &page in &pages {
-            let sequence = {
-                let mut s = i.sequence.borrow_mut();
-                s[page as usize] += 1;
-                s[page as usize]
-            };
+            let Some(sequence) = self.next_sequence(&i.sequence, page) else { return Err(Offline) };
             let bits = page_bits(&snapshot, page);
             self.write_page(PageKind::Wib, page, sequence, i.generation.get(), &bits).await;
         }

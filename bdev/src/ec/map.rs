@@ -336,6 +336,7 @@ impl Engine {
     /// Writes a page of the map: what is durable, and what is about to be.
     pub(super) async fn store_map_page(self: &Rc<Self>, page: u32) {
         let m = &self.map;
+        let Some(sequence) = self.next_sequence(&m.sequence, page) else { return };
         let mut bytes = m.page.take();
         bytes.clear();
         {
@@ -345,11 +346,6 @@ impl Engine {
             let word = |at: usize| (d.0[at] | c.0[at]) & !x.0[at];
             bytes.extend(words.flat_map(|at| word(at).to_le_bytes()));
         }
-        let sequence = {
-            let mut s = m.sequence.borrow_mut();
-            s[page as usize] += 1;
-            s[page as usize]
-        };
         self.write_page(PageKind::Map, page, sequence, 0, &bytes).await;
         m.page.replace(bytes);
     }

@@ -10,7 +10,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::DmaBuf;
 
 use super::engine::Engine;
-use super::format::{PageHeader, PageKind};
+use super::format::{MAX_SEQUENCE, PageHeader, PageKind};
 use super::layout::PAGE_BYTES;
 use crate::frame::Submitter;
 use crate::io::{IoFlags, IoRef, Op};
@@ -198,6 +198,18 @@ impl Engine {
     /// Reads `buf.len()` bytes at byte `at` of the member in `slot`.
     pub(super) async fn read_meta(self: &Rc<Self>, slot: usize, at: u64, buf: &DmaBuf) -> Status {
         self.request(slot, Op::Read, IoFlags::NONE, at, buf).await.done().await
+    }
+
+    /// The sequence with which page `index` is written next, of those that `last` were written with. None: there is none, and the array is offline.
+    pub(super) fn next_sequence(self: &Rc<Self>, last: &RefCell<Vec<u64>>, index: u32) -> Option<u64> {
+        let mut last = last.borrow_mut();
+        let last = &mut last[index as usize];
+        if *last >= MAX_SEQUENCE {
+            self.go_offline("a page of its bitmaps has the highest sequence there is");
+            return None;
+        }
+        *last += 1;
+        Some(*last)
     }
 
     /// Writes a page of a bitmap to every member in use; it is durable when this ends. Members that fail it are failed members.

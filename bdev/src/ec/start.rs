@@ -60,14 +60,16 @@ pub async fn start(
     tuning: Tuning,
     accel: &Accel,
 ) -> Result<Arc<BdevNode>, BdevError> {
-    start_watched(registry, name, head, members, tuning, accel, None).await
+    let quorum = head.quorum();
+    start_watched(registry, name, (head, quorum), members, tuning, accel, None).await
 }
 
-/// As [`start`]; `watch` is told of the array's events.
+/// As [`start`]; the array runs with `quorum` members in sync, which assembly decided, until as many are as its rule demands. `watch` is
+/// told of the array's events.
 pub(super) async fn start_watched(
     registry: &Arc<Registry>,
     name: &str,
-    head: Superblock,
+    (head, quorum): (Superblock, usize),
     members: Vec<Option<BdevDesc>>,
     tuning: Tuning,
     accel: &Accel,
@@ -104,12 +106,12 @@ pub(super) async fn start_watched(
             }
         })
     };
-    let engine = Engine::new(shared.clone(), core, Parts { accel, coder, head, tuning, zeroes, nonce, events });
+    let parts = Parts { accel, coder, head, quorum, tuning, zeroes, nonce, events };
+    let engine = Engine::new(shared.clone(), core, parts);
     let begun = match engine.stock() {
-        Ok(()) => begin(&engine).await.map_err(|Offline| BdevError::Busy {
-            name: name.to_owned(),
-            why: "too few of its members could be started",
-        }),
+        Ok(()) => begin(&engine)
+            .await
+            .map_err(|Offline| BdevError::Busy { name: name.to_owned(), why: engine.why_offline.get() }),
         Err(e) => Err(e),
     };
     let done = match begun {

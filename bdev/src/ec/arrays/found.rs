@@ -229,7 +229,7 @@ impl Arrays {
                 None => None,
             });
         }
-        self.run(registry, assembly.head, members, &link, passed_over).await?;
+        self.run(registry, (assembly.head, assembly.quorum), members, &link, passed_over).await?;
         Ok(())
     }
 }

@@ -150,7 +150,8 @@ impl Arrays {
             }
             let link = Link::new();
             let prepared = prepare(&registry, &o, &link.told()).await?;
-            me.run(&registry, prepared.head, prepared.members, &link, prepared.rejected).await
+            let start = (prepared.head, prepared.quorum);
+            me.run(&registry, start, prepared.members, &link, prepared.rejected).await
         })
         .await
     }
@@ -191,11 +192,12 @@ impl Arrays {
         self.cores.first().ok_or_else(stopping)?.spawn(f).await.map_err(|_| stopping())?
     }
 
-    /// Starts an array on the core whose turn it is; `passed_over` are devices that it does not use, and why.
+    /// Starts an array on the core whose turn it is, from the superblock and with the quorum that assembly decided; `passed_over` are devices
+    /// that it does not use, and why.
     async fn run(
         self: &Arc<Self>,
         registry: &Arc<Registry>,
-        head: Superblock,
+        (head, quorum): (Superblock, usize),
         members: Vec<Option<BdevDesc>>,
         link: &Link,
         passed_over: Vec<(String, String)>,
@@ -218,9 +220,9 @@ impl Arrays {
                 me.tend(&registry, &node, false);
             }
         });
-        let accel = self.accel.clone();
+        let (accel, start) = (self.accel.clone(), (head, quorum));
         let task = core.spawn(move |_| async move {
-            start_watched(&r, &watched, head, members, tuning, &accel, Some(watch)).await
+            start_watched(&r, &watched, start, members, tuning, &accel, Some(watch)).await
         });
         let started = task.await.map_err(|_| stopping).flatten();
         match &started {

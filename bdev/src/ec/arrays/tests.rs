@@ -1,5 +1,6 @@
 mod hung;
 mod removal;
+mod salvage;
 mod takeover;
 
 use super::*;
@@ -35,7 +36,10 @@ impl World {
 
     /// All devices vanish, arrays first, and what looks at devices afterwards is new: a restart.
     async fn restart(self, reactor: &Reactor) -> World {
-        for node in self.registry.list().into_iter().rev() {
+        let mut nodes = self.registry.list();
+        nodes.reverse();
+        nodes.sort_by_key(|node| array(node).is_none());
+        for node in nodes {
             close(&self.registry, &node).await.unwrap();
         }
         World { disks: self.disks, ..World::new(reactor, 0) }

@@ -46,6 +46,8 @@ pub type PassedOver = (String, String);
 pub struct Prepared {
     /// The superblock to start from.
     pub head: Superblock,
+    /// The fewest members in sync with which it runs: see [`Assembly::quorum`].
+    pub quorum: usize,
     /// By slot, the device, open for writing and claimed.
     pub members: Vec<Option<BdevDesc>>,
     /// The array was made just now. Otherwise it was there.
@@ -104,7 +106,8 @@ pub async fn prepare(registry: &Arc<Registry>, o: &Options, told: &Told) -> Resu
                 let _ = base.slot.set(slot);
                 Some(base.io.into_desc())
             });
-            Ok(Prepared { members: members.collect(), head, fresh: true, rejected: Vec::new() })
+            let (members, quorum) = (members.collect(), head.quorum());
+            Ok(Prepared { members, head, quorum, fresh: true, rejected: Vec::new() })
         }
     }
 }
@@ -255,7 +258,7 @@ fn refuse_signatures(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<()
 
 /// Takes the members that were found. Nothing is written, but for a salvage that needs an update of its own.
 async fn take(bases: Vec<Base>, assembly: Assembly, rejected: Vec<PassedOver>) -> Result<Prepared, BdevError> {
-    let Assembly { head, members, behind, .. } = assembly;
+    let Assembly { head, members, quorum, behind, .. } = assembly;
     let mut bases: Vec<Option<Base>> = bases.into_iter().map(Some).collect();
     let mut by_slot: Vec<Option<Base>> = members.iter().map(|c| c.and_then(|c| bases[c].take())).collect();
     for slot in behind {
@@ -269,7 +272,7 @@ async fn take(bases: Vec<Base>, assembly: Assembly, rejected: Vec<PassedOver>) -
             base.io.into_desc()
         })
     });
-    Ok(Prepared { members: members.collect(), head, fresh: false, rejected })
+    Ok(Prepared { members: members.collect(), head, quorum, fresh: false, rejected })
 }
 
 #[cfg(test)]

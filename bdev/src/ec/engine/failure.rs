@@ -36,7 +36,7 @@ impl Engine {
         self.give_up_later();
         self.rebuild.member_failed(slot);
         self.show_rebuilds();
-        if (self.live().count_ones() as usize) < self.table.borrow().quorum() {
+        if (self.live().count_ones() as usize) < self.quorum.get() {
             self.go_offline("too few members are left");
         }
         self.failed.set();
@@ -53,7 +53,7 @@ impl Engine {
     /// Too many reads of the member in `slot` failed, though it may take writes: it fails, unless the others would not do.
     pub(in crate::ec) fn reads_badly(self: &Rc<Self>, slot: usize) {
         let left = (self.live() & !(1 << slot)).count_ones() as usize;
-        if left >= self.table.borrow().quorum() {
+        if left >= self.quorum.get() {
             return self.does_not_read(slot);
         }
         tracing::error!("array '{}': reads of member {slot} fail, and it cannot be done without", self.shared.name);
@@ -120,6 +120,7 @@ impl Engine {
         }
         tracing::error!("array '{}' is offline: {why}", self.shared.name);
         self.shared.set_offline(true);
+        self.why_offline.set(why);
         self.tell(Event::Offline { why });
         // Not from here: whoever found out is in the middle of something.
         let me = self.clone();

@@ -7,7 +7,7 @@ mod page;
 mod record;
 mod superblock;
 
-pub use page::{PAGE_BITS_BYTES, PageHeader, PageKind, bit, newest, set_bit};
+pub use page::{MAX_SEQUENCE, PAGE_BITS_BYTES, PageHeader, PageKind, bit, newest, set_bit};
 pub use record::{RECORD_BYTES, RecordHeader, payload_checksum};
 pub use superblock::{
     FIRST_EPOCH, FORMAT_VERSION, Features, MATRIX_CAUCHY, MAX_EPOCH, MemberEntry, MemberState, NAME_BYTES, Rebuild,

@@ -6,6 +6,8 @@ use uuid::Uuid;
 
 /// Bytes of bits in a page.
 pub const PAGE_BITS_BYTES: usize = (PAGE_BITS / 8) as usize;
+/// The highest sequence of a page that is read and written: more writes than any page sees. One more can be computed with.
+pub const MAX_SEQUENCE: u64 = 1 << 61;
 const BYTES: usize = PAGE_BYTES as usize;
 const MAGIC: &[u8; 8] = b"LSEC-PG\0";
 const BITS_AT: usize = 56;
@@ -60,7 +62,7 @@ impl PageHeader {
     ///
     /// # Errors
     ///
-    /// Not a page, or damaged.
+    /// Not a page, damaged, or with a field that cannot be.
     pub fn decode(bytes: &[u8]) -> Result<(PageHeader, &[u8]), FormatError> {
         let b: &[u8; BYTES] = open(bytes, MAGIC)?;
         let kind = match u32_at(b, 8) {
@@ -75,6 +77,10 @@ impl PageHeader {
             generation: u64_at(b, 24),
             array: uuid_at(b, 32),
         };
+        if header.sequence > MAX_SEQUENCE {
+            let rule = format!("must be at most {MAX_SEQUENCE}, where no page gets to by itself");
+            return field("page sequence", header.sequence, rule);
+        }
         Ok((header, &b[BITS_AT..BITS_AT + PAGE_BITS_BYTES]))
     }
 
@@ -165,6 +171,21 @@ mod tests {
             let mut bad = out.clone();
             bad[at] ^= 0x10;
             assert!(PageHeader::decode(&bad).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_that_could_not_be_added_to_is_refused_and_the_other_slot_believed() {
+        let (_, _, last) = page(MAX_SEQUENCE);
+        assert!(PageHeader::decode(&last).is_ok());
+        let (h8, _, p8) = page(8);
+        for beyond in [MAX_SEQUENCE + 1, u64::MAX] {
+            let (_, _, out) = page(beyond);
+            let says = format!(
+                "page sequence is {beyond}: must be at most 2305843009213693952, where no page gets to by itself"
+            );
+            assert_eq!(PageHeader::decode(&out).unwrap_err().to_string(), says);
+            assert_eq!(newest([&p8, &out], Uuid::from_u128(5), PageKind::Map, 3).unwrap().0, h8);
         }
     }
 

@@ -11,8 +11,8 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MATRIX_CAUCHY: u16 = 1;
 /// The epoch of an array that was made and not yet started.
 pub const FIRST_EPOCH: u64 = 1;
-/// The highest epoch: more updates than any array sees, so that an epoch can be added to.
-pub const MAX_EPOCH: u64 = 1 << 62;
+/// The highest epoch that is read and written: more updates than any array sees. One more can be computed with.
+pub const MAX_EPOCH: u64 = 1 << 61;
 /// Bytes of an array's name, at most.
 pub const NAME_BYTES: usize = 63;
 
@@ -315,7 +315,7 @@ impl Superblock {
         }
         let epoch = self.stamp.epoch;
         if epoch == 0 || epoch > MAX_EPOCH {
-            return field("epoch", epoch, format!("must be 1 to {MAX_EPOCH}"));
+            return field("epoch", epoch, format!("must be 1 to {MAX_EPOCH}, where no array gets to by itself"));
         }
         if self.predecessor.epoch >= epoch {
             return field("predecessor's epoch", self.predecessor.epoch, format!("must be below {epoch}"));

@@ -118,6 +118,9 @@ fn fields_that_cannot_be_are_refused_by_name() {
     assert_eq!(says(80, &[1]), "strip size is 4097: must be a power of two, 4096 to 1048576 bytes");
     assert!(says(96, &[0xff; 8]).starts_with("stripes is 18446744073709551615: must be 1 to "));
     assert!(says(128, &[0xff; 8]).starts_with("data offset is 18446744073709551615: must be "));
+    let beyond = "epoch is 2305843009213693953: must be 1 to 2305843009213693952, where no array gets to by itself";
+    assert_eq!(says(136, &(MAX_EPOCH + 1).to_le_bytes()), beyond);
+    assert!(with(136, &MAX_EPOCH.to_le_bytes()).is_ok());
     assert_eq!(says(152, &[5]), "predecessor's epoch is 5: must be below 5");
     assert_eq!(says(176, &[6]), "wib generation is 6: must be at most 5");
     assert_eq!(says(NAME_AT, &[0]), "name length is 0: must be 1 to 63 bytes, none of them zero");

@@ -78,7 +78,7 @@ impl Engine {
         let _busy = Busy::new(&self.rebuild.tasks);
         self.until_stable().await.map_err(|_| self.offline())?;
         if self.shared.state(slot) == MemberState::InSync {
-            let (left, quorum) = (self.live().count_ones() as usize - 1, self.table.borrow().quorum());
+            let (left, quorum) = (self.live().count_ones() as usize - 1, self.quorum.get());
             if left < quorum {
                 return Err(BdevError::Invalid(format!(
                     "array '{}': without member {slot} only {left} would be in sync, and {quorum} are needed: replace or rebuild others first",

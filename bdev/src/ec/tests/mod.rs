@@ -5,6 +5,7 @@ mod engines;
 mod faulty;
 pub(in crate::ec) mod hung;
 mod joins;
+mod limits;
 mod mended;
 mod metadata;
 mod passing;
