@@ -157,7 +157,8 @@ fn operations_are_assigned_before_the_start_and_shown_after_it() {
     block_on(rig.app.init()).unwrap();
     rig.fails("accel_assign_opc", assign("encrypt", "software"), -1, &["before framework is initialized"]);
     let all = rig.call("accel_get_opc_assignments", Value::Null).unwrap();
-    assert_eq!((&all["encrypt"], &all["ec_decode"]), (&json!("software"), &json!("software")));
+    let spdks = ["copy", "fill", "dualcast", "compare", "crc32c", "copy_crc32c", "encrypt", "decrypt", "xor"];
+    assert!(spdks.iter().chain(&["ec_encode", "ec_decode", "ec_update"]).all(|op| all[op] == "software"), "{all}");
     let undone = ["compress", "decompress", "dif_verify", "dix_verify"];
     assert!(undone.iter().all(|op| all.get(op).is_none()), "what no module does is assigned to none: {all}");
     let info = rig.call("accel_get_module_info", Value::Null).unwrap();
