@@ -90,8 +90,11 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
         Start::Empty => block_on(app.init()).map(|()| None)?,
         Start::File(path) => {
             let config = config.expect("read above");
-            block_on(config.apply(&app, o.json_ignore_init_errors))
-                .map_err(|e| format!("configuration {}: {e}", path.display()))?;
+            if let Err(e) = block_on(config.apply(&app, o.json_ignore_init_errors)) {
+                let why = format!("configuration {}: {e}", path.display());
+                // What runs already, an array for one, ends in order.
+                return drain(server, app, runtime).and(Err(why));
+            }
             None
         }
         Start::Embedded(dir) => Some(embedded::start(&app, dir, o)?),

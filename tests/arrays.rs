@@ -85,11 +85,9 @@ fn put_back(place: &Place, i: usize) {
     call(place, "bdev_uring_create", json!({"name": format!("d{i}"), "filename": file, "block_size": 512}));
 }
 
-#[test]
-fn a_second_daemon_on_the_same_files_is_refused_and_says_why() {
-    let place = place("arrays-second", 3, 2, 1);
-    let _first = place.daemon();
-    let second = std::process::Command::new(env!("CARGO_BIN_EXE_longshore"))
+/// Status and words of a daemon that has to end by itself; its socket is not the place's.
+fn ends(place: &Place) -> (Option<i32>, String) {
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_longshore"))
         .arg("-c")
         .arg(place.dir.join("config.json"))
         .arg("-r")
@@ -98,11 +96,32 @@ fn a_second_daemon_on_the_same_files_is_refused_and_says_why() {
         .stdin(Stdio::null())
         .output()
         .expect("the daemon runs");
-    let said = text(&second);
-    assert_eq!(second.status.code(), Some(1), "{said}");
+    (out.status.code(), text(&out))
+}
+
+#[test]
+fn a_second_daemon_on_the_same_files_is_refused_and_says_why() {
+    let place = place("arrays-second", 3, 2, 1);
+    let _first = place.daemon();
+    let (code, said) = ends(&place);
+    assert_eq!(code, Some(1), "{said}");
     let disk = place.dir.join("disk0").display().to_string();
     let why = format!("bdev '{disk}' is busy: another process has locked it: is a second daemon serving it?");
     assert!(said.contains(&why), "{said}");
+}
+
+#[test]
+fn a_configuration_that_fails_when_an_array_runs_ends_the_daemon_in_order_and_it_says_why() {
+    let place = place("arrays-fails", 3, 2, 1);
+    let good = std::fs::read_to_string(place.dir.join("config.json")).expect("the configuration");
+    let bad = good.replace(r#""bdev_name": "Ec0""#, r#""bdev_name": "Ec1""#);
+    assert!(bad != good);
+    std::fs::write(place.dir.join("config.json"), bad).expect("the configuration");
+    let (code, said) = ends(&place);
+    assert!(code == Some(1) && said.contains("nvmf_subsystem_add_ns of subsystem nvmf failed"), "{code:?}: {said}");
+    std::fs::write(place.dir.join("config.json"), good).expect("the configuration");
+    let _daemon = place.daemon();
+    assert_eq!(call(&place, "bdev_ec_get_bdevs", json!({"name": "Ec0"}))[0]["failed_count"], 0);
 }
 
 /// The requests in a section of `docs/ec.md`.
