@@ -3,65 +3,21 @@
 //! Nothing may panic, allocate without bound or take long. What decodes is valid, and encodes to what decodes the same.
 //!
 //! Input: byte 0 kind. 0: the rest is taken for each structure, as it is and with its checksum put right. 1: byte 1 is the size that
-//! the members name, then changes to an array of 2+1, five bytes each: member, structure, offset, value. Checksums are put right
-//! after all changes.
+//! the members name, then changes to an array of 2+1: see [`ec_images::changed`].
 
 #![no_main]
 
-use std::io;
-use std::sync::OnceLock;
+#[path = "../src/ec_images.rs"]
+mod ec_images;
 
+use std::io;
+
+use ec_images::{changed, seal};
 use libfuzzer_sys::fuzz_target;
 use longshore_bdev::ec::assemble::{Candidate, Decision, Situation, decide};
 use longshore_bdev::ec::check::{ReadAt, Scope, check};
-use longshore_bdev::ec::format::{PageHeader, RECORD_BYTES, RecordHeader, Superblock, payload_checksum};
+use longshore_bdev::ec::format::{PageHeader, RECORD_BYTES, RecordHeader, Superblock};
 use uuid::Uuid;
-
-/// Offsets and lengths of the structures: superblocks, a page of the map and one of the write-intent bitmap, a record, its payload, a
-/// strip.
-const STRUCTURES: [(usize, usize); 8] = [
-    (0, 4096),
-    (65536, 4096),
-    (131_072, 4096),
-    (135_168, 4096),
-    (143_360, 4096),
-    (156_672, RECORD_BYTES),
-    (157_184, 512),
-    (167_936, 4096),
-];
-const SEALED: usize = 6;
-
-fn golden() -> &'static Vec<Vec<u8>> {
-    static GOLDEN: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    GOLDEN.get_or_init(|| {
-        let mut members: Vec<Vec<u8>> = Vec::new();
-        let text = include_str!("../../bdev/src/ec/golden/format-1.txt");
-        for line in text.lines().filter(|l| !l.starts_with('#')) {
-            let (word, rest) = line.split_once(' ').expect("two words");
-            if word == "member" {
-                members.push(vec![0; rest.parse().expect("a size")]);
-                continue;
-            }
-            let at: usize = word.parse().expect("an offset");
-            for (i, digits) in rest.as_bytes().chunks(2).enumerate() {
-                let digits = std::str::from_utf8(digits).expect("text");
-                members.last_mut().expect("a member")[at + i] = u8::from_str_radix(digits, 16).expect("hex");
-            }
-        }
-        for (at, len) in &STRUCTURES[..SEALED] {
-            let b = &members[0][*at..at + len];
-            let stored = u32::from_le_bytes(b[len - 4..].try_into().expect("four"));
-            assert!(b.starts_with(b"LSEC") && stored == payload_checksum(&b[..len - 4]), "no structure at {at}");
-        }
-        members
-    })
-}
-
-fn seal(b: &mut [u8]) {
-    let at = b.len() - 4;
-    let crc = payload_checksum(&b[..at]);
-    b[at..].copy_from_slice(&crc.to_le_bytes());
-}
 
 /// A member that says it has `bytes`: what is beyond the image reads zero.
 struct Member {
@@ -115,17 +71,7 @@ fn structures(bytes: &[u8]) {
 
 fn array(size: u8, changes: &[u8]) {
     let bytes = if size == 0 { 256 << 10 } else { 1u64 << (18 + size % 40) };
-    let mut members: Vec<Member> = golden().iter().map(|image| Member { image: image.clone(), bytes }).collect();
-    for change in changes.chunks_exact(5).take(64) {
-        let (at, len) = STRUCTURES[usize::from(change[1]) % STRUCTURES.len()];
-        let offset = usize::from(u16::from_le_bytes([change[2], change[3]])) % len;
-        members[usize::from(change[0]) % 3].image[at + offset] = change[4];
-    }
-    for member in &mut members {
-        for (at, len) in &STRUCTURES[..SEALED] {
-            seal(&mut member.image[*at..at + len]);
-        }
-    }
+    let members: Vec<Member> = changed(changes, false).into_iter().map(|image| Member { image, bytes }).collect();
     let devices: Vec<&dyn ReadAt> = members.iter().map(|m| m as &dyn ReadAt).collect();
     let report = check(&devices, Scope { stripes: false });
     let _ = report.to_string();

@@ -58,6 +58,37 @@ fn ec_format() -> std::io::Result<()> {
     for (name, changes) in seeds {
         std::fs::write(dir.join(name), [&[1, 0][..], &changes.concat()].concat())?;
     }
+    ec_start()
+}
+
+/// Seeds of `ec_start`: who is absent and what is asked for, a size, then changes of an array.
+fn ec_start() -> std::io::Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/ec_start");
+    std::fs::create_dir_all(&dir)?;
+    // In member 3, that is all of them, and in the newer superblock if nothing else is said.
+    let change = |structure: u8, at: u16, value: u8| [3, structure, at as u8, (at >> 8) as u8, value];
+    let superblock = |at: u16, value: u8| change(1, at, value);
+    let number = |structure: u8, at: u16, value: u64| -> Vec<[u8; 5]> {
+        (at..).zip(value.to_le_bytes()).map(|(at, byte)| change(structure, at, byte)).collect()
+    };
+    const WHOLE: u8 = 3 << 1;
+    const SALVAGE: u8 = 1;
+    const LATE: u8 = 8;
+    let seeds: [(&str, u8, Vec<[u8; 5]>); 10] = [
+        ("whole", WHOLE, vec![]),
+        ("absent", 0, vec![]),
+        ("returns", 1 << 1 | LATE, vec![]),
+        ("salvaged", SALVAGE | 2 << 1 | LATE, vec![superblock(256 + 16, 2), superblock(256 + 24, 5)]),
+        ("mirror", SALVAGE | 2 << 1 | LATE, vec![superblock(72, 1), superblock(74, 1)]),
+        ("one_and_two", SALVAGE | 1 << 1, vec![superblock(72, 1), superblock(74, 2)]),
+        ("rebuilding", WHOLE, vec![superblock(320 + 16, 3), superblock(320 + 20, 1), superblock(320 + 32, 7)]),
+        ("epoch", WHOLE, number(1, 136, (1 << 61) - 5)),
+        ("sequence", WHOLE, [number(3, 16, (1 << 61) - 1), number(4, 16, (1 << 61) - 1)].concat()),
+        ("record", WHOLE, vec![change(5, 40, 0xff), change(5, 32, 0xff), change(5, 56, 7)]),
+    ];
+    for (name, control, changes) in seeds {
+        std::fs::write(dir.join(name), [&[control, 0][..], &changes.concat()].concat())?;
+    }
     Ok(())
 }
 
