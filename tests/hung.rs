@@ -161,3 +161,43 @@ fn a_device_that_hangs_freezes_neither_rpc_nor_other_namespaces_and_can_be_remov
         assert!(classes.iter().all(|c| c["in_use"] == 0), "buffers are left: {core:#}");
     }
 }
+
+#[test]
+fn a_queue_pair_whose_host_has_died_is_listed_until_what_it_asked_for_is_done() {
+    let mut bdevs: Vec<String> = Vec::new();
+    for name in ["A", "B", "C"] {
+        let disk = json!({"name": name, "num_blocks": 32768, "block_size": 512});
+        bdevs.push(json!({"method": "bdev_malloc_create", "params": disk}).to_string());
+        bdevs.push(json!({"method": "bdev_error_create", "params": {"base_name": name}}).to_string());
+    }
+    let array = json!({"name": "Ec0", "data_chunk_count": 2, "parity_chunk_count": 1, "strip_size_kb": 4,
+        "base_bdevs": ["EE_A", "EE_B", "EE_C"]});
+    bdevs.push(json!({"method": "bdev_ec_create", "params": array}).to_string());
+    let place = Place::new("dying", &bdevs.join(","), &["Ec0"]);
+    let _daemon = place.daemon();
+    let hangs = json!({"name": "EE_A", "io_type": "write", "error_type": "pending", "num": 4_000_000_000u32});
+    ok(&place, "bdev_error_inject_error", &hangs);
+    ok(&place, "bdev_set_qd_sampling_period", &json!({"name": "Ec0", "period": 1000}));
+    let mut load = place.perf("ns:1", "-q 4 -w randwrite -t 600");
+    let mut load = load.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the load starts");
+    in_flight(&place, "Ec0", 4);
+    load.kill().expect("killed");
+    load.wait().expect("ended");
+    let pairs = || ok(&place, "nvmf_subsystem_get_qpairs", &json!({"nqn": NQN})).as_array().expect("a list").clone();
+    let deadline = Instant::now() + PATIENCE;
+    // A write of an array that has begun cannot be taken back.
+    loop {
+        let all = pairs();
+        assert!(!all.is_empty(), "its writes are under way still");
+        if all.iter().all(|q| q["state"] == "deactivating") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "nobody notices that the host has died: {all:?}");
+    }
+    // Without the member the writes go on.
+    ok(&place, "bdev_error_delete", &json!({"name": "EE_A"}));
+    while !pairs().is_empty() {
+        assert!(Instant::now() < deadline, "they do not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

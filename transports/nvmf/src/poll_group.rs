@@ -383,7 +383,7 @@ impl PollGroup {
             core: self.core,
             hostnqn: a.who.hostnqn.clone(),
             listen_address: a.listener.clone(),
-            peer_address: q.transport()?.peer(),
+            peer_address: q.peer()?,
             traffic: q.traffic(),
         };
         Some((a.who.subsystem, info))

@@ -23,6 +23,7 @@ use longshore_nvme::wire::{Cqe, Sqe, Status};
 use longshore_reactor::{Account, DmaBuf, Reserve, Timer};
 
 use crate::access::Access;
+use crate::address::Address;
 use crate::controller::Controller;
 use crate::io;
 use crate::options::TransportOptions;
@@ -59,6 +60,8 @@ pub struct Qpair {
     pub(crate) group: Rc<PollGroup>,
     pub(crate) options: Arc<TransportOptions>,
     transport: RefCell<Option<Rc<dyn QpairTransport>>>,
+    /// Whose connection it was, once that has ended.
+    former: OnceCell<Address>,
     pub(crate) slots: Box<[RefCell<Request>]>,
     free: RefCell<Vec<u16>>,
     pub(crate) life: Cell<Life>,
@@ -112,6 +115,7 @@ impl Qpair {
             group: group.clone(),
             options,
             transport: RefCell::new(Some(transport)),
+            former: OnceCell::new(),
             slots: (0..n).map(|_| RefCell::new(Request::new())).collect(),
             free: RefCell::new((0..n).rev().collect()),
             life: Cell::new(Life::New),
@@ -399,6 +403,11 @@ impl Qpair {
         self.transport.borrow().clone()
     }
 
+    /// The other end of the connection, also after that has ended.
+    pub(crate) fn peer(&self) -> Option<Address> {
+        self.transport().map(|t| t.peer()).or_else(|| self.former.get().cloned())
+    }
+
     /// The connection ended: aborts what is in the core and calls `then` when nothing is left there, from the poll phase or
     /// from inside this call. Buffers stay untouched until then.
     pub fn shutdown(self: &Rc<Self>, then: impl FnOnce() + 'static) {
@@ -406,7 +415,9 @@ impl Qpair {
             return;
         }
         self.life.set(Life::Closing);
-        *self.transport.borrow_mut() = None;
+        if let Some(t) = self.transport.take() {
+            let _ = self.former.set(t.peer());
+        }
         *self.then.borrow_mut() = Some(Box::new(then));
         self.busy.set(self.busy.get() + 1); // not idle before all below ran
         connect::closing(self);
