@@ -22,6 +22,9 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Patience with a device whose superblock is being read, once absent members were waited for long enough.
 const READING: Duration = Duration::from_secs(10);
 
+/// As long an array that could start waits for devices that are being read: one may be a copy of a member. No longer, as one may never answer.
+const COPIES: Duration = Duration::from_secs(1);
+
 /// Devices that had a superblock when they were looked at, by array.
 #[derive(Default)]
 pub(super) struct Found {
@@ -120,8 +123,14 @@ impl Arrays {
                 since = reactor.now();
             }
             let elapsed = reactor.now().saturating_sub(since);
+            let reading = self.found.reading.load(Ordering::Acquire);
+            if reading > 0 && elapsed < reactor.ticks(COPIES) {
+                // The last one that was read finds none, and does not wait.
+                reactor.sleep(LOOK_AGAIN).await;
+                continue;
+            }
             // What is being read may be what is missing; but a device may never answer.
-            let patience = match self.found.reading.load(Ordering::Acquire) {
+            let patience = match reading {
                 0 => patience,
                 _ => patience.saturating_add(reactor.ticks(READING)),
             };
