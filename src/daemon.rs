@@ -91,13 +91,14 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
         Start::File(path) => {
             let config = config.expect("read above");
             if let Err(e) = block_on(config.apply(&app, o.json_ignore_init_errors)) {
-                let why = format!("configuration {}: {e}", path.display());
-                // What runs already, an array for one, ends in order.
-                return drain(server, app, runtime).and(Err(why));
+                return fail(format!("configuration {}: {e}", path.display()), server, app, runtime);
             }
             None
         }
-        Start::Embedded(dir) => Some(embedded::start(&app, dir, o)?),
+        Start::Embedded(dir) => match embedded::start(&app, dir, o) {
+            Ok(served) => Some(served),
+            Err(why) => return fail(why, server, app, runtime),
+        },
     };
     announce(o, &on, served.as_ref());
     notify_systemd("READY=1");
@@ -110,6 +111,15 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
     let drained = drain(server, app, runtime);
     drop(served);
     drained
+}
+
+/// What runs already, an array for one, ends in order, because of `why`.
+fn fail(why: String, server: Option<Server>, app: Arc<App>, runtime: Runtime) -> Result<(), String> {
+    tracing::error!("{why}: stopping");
+    match drain(server, app, runtime) {
+        Ok(()) => Err(why),
+        Err(e) => Err(format!("{why}; {e}")),
+    }
 }
 
 fn drain(server: Option<Server>, app: Arc<App>, runtime: Runtime) -> Result<(), String> {

@@ -193,6 +193,7 @@ fn a_queue_pair_whose_host_has_died_is_listed_until_what_it_asked_for_is_done() 
             break;
         }
         assert!(Instant::now() < deadline, "nobody notices that the host has died: {all:?}");
+        std::thread::sleep(Duration::from_millis(5));
     }
     // Without the member the writes go on.
     ok(&place, "bdev_error_delete", &json!({"name": "EE_A"}));

@@ -32,7 +32,7 @@ params! {
         base_bdevs: Vec<String>,
         /// UUID; without it a random one. With the UUID of an array that the devices hold, devices that are no members of it are passed over, as long as they hold nothing else that is known: saved calls have it, since members may have been replaced.
         uuid: Option<Uuid>,
-        /// Start an array that lost more than it can, with what is left: k members are enough even where m >= k, devices that are not there are passed over, and if there are fewer, stale members are taken as they are, and **what they lack is lost**. Nobody else may be using members of it. Needed at each start until more than half (with m < k: k) are in sync again. Not saved.
+        /// Start an array that lost more than it can, with what is left: k members are enough even where m >= k, devices that are not there are passed over, and if there are fewer, stale members are taken as they are, and **what they lack is lost**. Nobody else may be using members of it, and what absent members took after these were last in sync is lost. It makes no new array; one that runs and is offline has to be deleted first. Needed at each start until more than half (with m < k: k) are in sync again. Not saved.
         salvage_requested: bool = false,
         /// Make the array even of devices that hold something else, which is **destroyed**; if the others hold this array already, it is started without those, and they stay as they are.
         force: bool = false,

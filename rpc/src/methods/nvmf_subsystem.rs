@@ -380,7 +380,7 @@ pub(super) fn declare(registry: &mut Registry) {
     );
     registry.add(
         asks(Method::new("nvmf_subsystem_get_qpairs", When::Runtime, qpairs))
-            .doc("Queue pairs of a subsystem.")
+            .doc("Queue pairs of a subsystem. One whose connection has ended is listed as `deactivating` until all that it asked for is done: from then on nothing of it can land any more.")
             .result("array of {cntlid, qid, state, thread, hostnqn, listen_address{}, peer_address{}, num_read_ops, bytes_read, num_write_ops, bytes_written, buffer_waits, request_waits}"),
     );
 }

@@ -26,6 +26,10 @@ pub(super) async fn same(registry: &Arc<Registry>, ec: &Ec, uuid: Uuid, o: &Opti
     if !figures {
         return Err(BdevError::Exists(o.name.clone()));
     }
+    if o.salvage_requested && ec.shared.is_offline() {
+        let why = "it is there, and offline: delete it, which leaves its members as they are, and salvage it then";
+        return Err(BdevError::Busy { name: o.name.clone(), why });
+    }
     let members = ec.base_names();
     let (mut listed, mut others, mut absent) = (Vec::new(), Vec::new(), Vec::new());
     for base in &o.base_bdevs {
@@ -65,6 +69,6 @@ pub(super) async fn same(registry: &Arc<Registry>, ec: &Ec, uuid: Uuid, o: &Opti
     }
     let used = |slot: &usize| matches!(ec.member_state(*slot), MemberState::InSync | MemberState::Rebuilding);
     let vacant = l.n() - (0..l.n()).filter(used).count();
-    // More than are lost: some are others' names.
-    absent.get(vacant).map_or(Ok(()), |name| stranger(name))
+    // More than are lost, and not back: some are others' names.
+    absent.get(vacant.saturating_sub(others.len())).map_or(Ok(()), |name| stranger(name))
 }

@@ -97,6 +97,10 @@ pub async fn prepare(registry: &Arc<Registry>, o: &Options, told: &Told) -> Resu
     }
     match existing(o, &bases, &probes)? {
         Some((assembly, rejected)) => take(bases, assembly, rejected).await,
+        None if o.salvage_requested => Err(BdevError::Invalid(format!(
+            "the base bdevs hold no array '{}' of {} + {} with strips of {} KiB that can be salvaged: nothing was written",
+            o.name, o.data_chunk_count, o.parity_chunk_count, o.strip_size_kb
+        ))),
         None => {
             if !o.force {
                 refuse_signatures(o, &bases, &probes)?;
@@ -183,8 +187,10 @@ fn existing(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<Option<(Ass
             assembly.members.iter_mut().flatten().for_each(|c| *c = index[*c]);
             Ok(Some((assembly, rejected)))
         }
-        // What is left of a preparation that a crash ended, or what the user gave up.
-        _ if o.force || candidates.iter().all(|c| c.superblock.stamp.epoch == FIRST_EPOCH) => Ok(None),
+        // What is left of a preparation that a crash ended, or what the user gave up. Who salvages gives up nothing.
+        _ if o.force && !o.salvage_requested || candidates.iter().all(|c| c.superblock.stamp.epoch == FIRST_EPOCH) => {
+            Ok(None)
+        }
         Decision::Refuse(why) => Err(BdevError::Invalid(format!(
             "the base bdevs hold array '{}' already, and it cannot start: {why}{}. force destroys it",
             o.name,

@@ -126,6 +126,45 @@ fn an_array_that_was_salvaged_needs_more_than_half_again_as_soon_as_so_many_are_
 }
 
 #[test]
+fn an_array_that_is_offline_is_deleted_before_it_is_salvaged() {
+    run(|r| async move {
+        let w = World::new(&r, 2);
+        w.attach(0..2);
+        let node = w.create(1, 1).await.unwrap();
+        assert!(put(&w, &r, 0, 1).await.is_ok());
+        w.registry.unregister("m1").await.unwrap();
+        assert_eq!(put(&w, &r, 64, 2).await, Status::NAMESPACE_NOT_READY);
+        let refused = w.salvage(1, 1).await.unwrap_err().to_string();
+        assert!(refused.contains("offline: delete it"), "{refused}");
+        drop(node);
+        w.arrays.delete(&w.registry, "vol0", false).await.unwrap();
+        w.salvage(1, 1).await.unwrap();
+        assert!(holds(&w, &r, 0, 1).await && put(&w, &r, 64, 2).await.is_ok());
+        w.restart(&r).await;
+    });
+}
+
+#[test]
+fn a_salvage_makes_no_array_where_there_is_none_to_salvage() {
+    run(|r| async move {
+        let w = World::new(&r, 2);
+        w.attach(0..2);
+        w.create(1, 1).await.unwrap();
+        assert!(put(&w, &r, 0, 1).await.is_ok());
+        let w = w.again(&r, 0..1).await;
+        // Other figures, by mistake; what is there is not to be destroyed either way.
+        for force in [false, true] {
+            let o = Options { salvage_requested: true, force, ..w.options(2, 2) };
+            let refused = w.arrays.create(&w.registry, o).await.unwrap_err().to_string();
+            assert!(refused.contains("nothing was written"), "{refused}");
+        }
+        w.salvage(1, 1).await.unwrap();
+        assert!(holds(&w, &r, 0, 1).await);
+        w.restart(&r).await;
+    });
+}
+
+#[test]
 fn what_went_on_elsewhere_is_not_believed_by_what_was_salvaged() {
     run(|r| async move {
         let w = World::new(&r, 2);
