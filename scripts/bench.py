@@ -225,7 +225,10 @@ class Bench:
             self.fill(t, bdev)
             while len(rows) < self.n:
                 r, cores, o1 = self.run(t, depth, conns, size, workload)
+                # One that spins would share the ceiling's CPU.
+                t.p.send_signal(signal.SIGSTOP)
                 c, o2 = self.ceiling(depth, conns, size, workload, payload)
+                t.p.send_signal(signal.SIGCONT)
                 if max(o1, o2) > 0.05 and void < self.n:
                     void += 1
                     continue
