@@ -4,10 +4,11 @@
 
 mod served;
 
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use served::verified::{self, PATIENCE, attach, call, ended, grown, journaled};
 use served::{Daemon, NQN, Place, rpc, text};
 
 /// Bytes of a file.
@@ -19,8 +20,6 @@ const M: usize = 2;
 const MEMBER: u64 = 3000;
 /// Seconds after which the upper daemon gives up a controller, where it is to.
 const LOSS: u64 = 2;
-/// Patience with anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A lower daemon's place with `n` files.
 fn lower(test: &str, n: usize, number: u64) -> Place {
@@ -41,15 +40,6 @@ fn lower(test: &str, n: usize, number: u64) -> Place {
         disk.set_len(DISK).expect("room for a disk");
     }
     place
-}
-
-fn attach(name: &str, to: &Place, loss: u64) -> Value {
-    json!({"name": name, "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": to.port().to_string(), "subnqn": NQN,
-        "ctrlr_loss_timeout_sec": loss, "reconnect_delay_sec": 1})
-}
-
-fn call(place: &Place, method: &str, params: Value) -> Value {
-    rpc(place, method, &params).unwrap_or_else(|e| panic!("{method} {params}: {e}"))
 }
 
 fn array(upper: &Place) -> Value {
@@ -92,31 +82,12 @@ fn lost(a: &Value) -> Vec<usize> {
 
 /// Verified writes until the load is told to end, or its target is gone.
 fn load(upper: &Place, seed: u64) -> Child {
-    upper
-        .perf("", &format!("--json -w verify -q 16 -o 16K --span 16M -t 3600 --fua 10 --flush-every 32 --seed {seed}"))
-        .arg("--verify-journal")
-        .arg(upper.dir.join("journal"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the load starts")
+    verified::load(upper, &format!("-o 16K --span 16M -t 3600 --fua 10 --flush-every 32 --seed {seed}"))
 }
 
 /// Waits until `load` has written more.
 fn writes(upper: &Place, load: &mut Child, what: &str) {
-    let written = || upper.dir.join("journal").metadata().map_or(0, |m| m.len()).max(32);
-    let (start, before) = (Instant::now(), written());
-    while written() <= before + 4096 {
-        assert!(load.try_wait().expect("wait").is_none(), "{what}: the load ended");
-        assert!(start.elapsed() < PATIENCE, "{what}: nothing is written");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn ended(load: Child, what: &str) -> Output {
-    let (tx, rx) = std::sync::mpsc::channel();
-    std::thread::spawn(move || tx.send(load.wait_with_output()));
-    rx.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: the load did not end")).expect("output")
+    grown(upper, load, journaled(upper) + 4096, what);
 }
 
 /// Nobody is connected any more: a queue pair is there until what the daemon had received on it is done, also when its host has died. `docs/ec.md` says why

@@ -265,25 +265,22 @@ impl Config {
     async fn run_the_rest(&self, app: &Arc<App>, ignore_errors: bool) -> Result<(), LoadError> {
         let last = self.steps.iter().rposition(|step| step.method.starts_with("bdev_"));
         let bases = self.steps.iter().filter_map(|step| step.base().map(str::to_owned)).collect();
-        let mut loading = Some(app.bdevs.load(bases));
-        if let (Some(loading), None) = (&mut loading, last) {
+        let mut loading = app.bdevs.load(bases);
+        if last.is_none() {
             loading.all_made();
         }
         for (i, step) in self.steps.iter().enumerate() {
             if app.registry.get(&step.method).is_some_and(|method| method.when() == When::Runtime) {
                 let outcome = step.run(app, ignore_errors).await;
-                if outcome.is_err()
-                    && let Some(loading) = loading
-                {
+                if outcome.is_err() {
                     loading.abandon();
                     return outcome;
                 }
-                outcome?;
             }
-            if let (Some(loading), Some(base)) = (&mut loading, step.base()) {
+            if let Some(base) = step.base() {
                 loading.built(base);
             }
-            if let (Some(loading), true) = (&mut loading, last == Some(i)) {
+            if last == Some(i) {
                 loading.all_made();
             }
         }

@@ -2,6 +2,8 @@
 
 #[allow(dead_code)] // not every test has a use for it
 pub(crate) mod raw;
+#[allow(dead_code)] // as above
+pub(crate) mod verified;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;

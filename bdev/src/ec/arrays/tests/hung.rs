@@ -69,6 +69,17 @@ impl Hung {
     }
 }
 
+/// An array of 2+1 that has lost member 1, on which nothing hangs; `x0` is another device.
+async fn lost(r: &Reactor) -> (World, Arc<BdevNode>) {
+    let w = World::new(r, 4);
+    w.attach(0..3);
+    w.registry.register("x0", None, w.disks[3].clone()).unwrap();
+    let node = w.create(2, 1).await.unwrap();
+    w.write(r, 2).await;
+    w.registry.unregister("m1").await.unwrap();
+    (w, node)
+}
+
 fn waiting() -> Option<Replacement> {
     Some(Replacement { name: "x0".into(), waits_for: Some("m1".into()) })
 }
@@ -112,12 +123,7 @@ fn a_spare_that_had_to_wait_too_long_takes_the_slot_when_the_old_device_lets_go(
 #[test]
 fn a_spare_takes_the_slot_although_the_old_device_let_go_before_the_spare_learned_that_it_was_refused() {
     run(|r| async move {
-        let w = World::new(&r, 4);
-        w.attach(0..3);
-        w.registry.register("x0", None, w.disks[3].clone()).unwrap();
-        let node = w.create(2, 1).await.unwrap();
-        w.write(&r, 2).await;
-        w.registry.unregister("m1").await.unwrap();
+        let (w, node) = lost(&r).await;
         w.write(&r, 2).await;
         let seat = w.arrays.seats.take(&node, 1, "x0").unwrap();
         w.arrays.add_spare(&w.registry, "x0", Some("vol0"), false).await.unwrap();
@@ -135,12 +141,7 @@ fn a_spare_takes_the_slot_although_the_old_device_let_go_before_the_spare_learne
 #[test]
 fn a_slot_that_nothing_hangs_on_is_given_away_without_any_patience() {
     run(|r| async move {
-        let w = World::new(&r, 4);
-        w.attach(0..3);
-        w.registry.register("x0", None, w.disks[3].clone()).unwrap();
-        let node = w.create(2, 1).await.unwrap();
-        w.write(&r, 2).await;
-        w.registry.unregister("m1").await.unwrap();
+        let (w, node) = lost(&r).await;
         let hung = Hung { w, node, hangs: Arc::default() };
         hung.impatient();
         hung.w.arrays.replace(&hung.w.registry, "vol0", 1, "x0", false).await.unwrap();
