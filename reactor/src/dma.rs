@@ -65,6 +65,8 @@ pub struct DmaStats {
     pub registered: usize,
     /// Why no more could be registered.
     pub register_error: Option<String>,
+    /// Buffers in use whose memory is not the pool's ([`DmaPool::adopt`]): what devices lend.
+    pub adopted: usize,
 }
 
 /// Per-block state.
@@ -107,7 +109,9 @@ struct State {
     chunks: Vec<Chunk>,
     classes: [Class; CLASSES.len()],
     huge: bool,
+    /// Of blocks for memory that is not the pool's, those not in use, and how many there are.
     foreign: Vec<NonNull<Block>>,
+    foreign_all: usize,
 }
 
 struct Pool {
@@ -132,7 +136,13 @@ impl DmaPool {
     pub(crate) fn new(o: &DmaOptions) -> io::Result<Self> {
         let chunks_max = o.max_bytes.div_ceil(CHUNK).clamp(1, FOREIGN as usize - 1);
         let base = space::reserve(chunks_max)?;
-        let mut state = State { chunks: Vec::new(), classes: Default::default(), huge: o.huge, foreign: Vec::new() };
+        let mut state = State {
+            chunks: Vec::new(),
+            classes: Default::default(),
+            huge: o.huge,
+            foreign: Vec::new(),
+            foreign_all: 0,
+        };
         for (c, size) in state.classes.iter_mut().zip(CLASSES) {
             c.stats.size = size;
         }
@@ -216,6 +226,7 @@ impl DmaPool {
         if state.foreign.is_empty() {
             let slab: Box<[Block]> = (0..256).map(|_| Block::new(FOREIGN, 0)).collect();
             state.foreign.extend(slab.iter().map(NonNull::from));
+            state.foreign_all += slab.len();
             // SAFETY: only this function touches `slabs`, on the pool's one thread, and holds no reference into the vector;
             // the boxes it holds do not move when it grows.
             unsafe { (*self.0.slabs.get()).push(slab) };
@@ -258,6 +269,7 @@ impl DmaPool {
             huge: state.chunks.iter().filter(|c| c.huge).count() * CHUNK,
             registered: self.0.registered.get(),
             register_error: self.0.register_error.borrow().clone(),
+            adopted: state.foreign_all - state.foreign.len(),
         }
     }
 
@@ -549,9 +561,9 @@ mod tests {
         let b = unsafe { p.adopt(NonNull::from(&data).cast(), 64, release, (&raw const count).cast_mut().cast()) };
         let c = b.slice(1, 2);
         drop(b);
-        assert_eq!((count.get(), c.as_slice()), (0, &[7, 7][..]));
+        assert_eq!((count.get(), c.as_slice(), p.stats().adopted), (0, &[7, 7][..], 1));
         drop(c);
-        assert_eq!(count.get(), 1);
+        assert_eq!((count.get(), p.stats().adopted), (1, 0));
     }
 
     struct Limited(Rc<Cell<u32>>);

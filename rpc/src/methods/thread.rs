@@ -143,7 +143,7 @@ fn pool(core: &CoreHandle, stats: &DmaStats, small: usize) -> Value {
         "module": poll_group(core), "small_pool": side(true), "large_pool": side(false), "classes": classes.collect::<Value>(),
         "memory": {
             "committed": stats.committed, "limit": stats.limit, "huge": stats.huge, "registered": stats.registered,
-            "not_registered_because": stats.register_error,
+            "not_registered_because": stats.register_error, "lent": stats.adopted,
         },
     })
 }

@@ -166,6 +166,8 @@ pub static FAMILIES: &[Family] = families! {
         Cores(|c, o| c.pools.iter().for_each(|(_, dma)| o.put(&[&c.cpu], dma.huge)));
     Gauge "longshore_dma_registered_bytes" CORE, "Of that registered with the ring",
         Cores(|c, o| c.pools.iter().for_each(|(_, dma)| o.put(&[&c.cpu], dma.registered)));
+    Gauge "longshore_dma_lent" CORE, "I/O buffers in use whose memory devices lend",
+        Cores(|c, o| c.pools.iter().for_each(|(_, dma)| o.put(&[&c.cpu], dma.adopted)));
     Gauge "longshore_dma_buffers" CORE_SIZE, "I/O buffers of a size that are committed",
         Cores(|c, o| classes(c).for_each(|(size, class)| o.put(&[&c.cpu, &size], class.capacity)));
     Gauge "longshore_dma_buffers_in_use" CORE_SIZE, "Of those in use",

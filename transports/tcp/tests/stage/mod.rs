@@ -50,6 +50,8 @@ pub struct CoreCount {
     pub requests: u32,
     /// By size.
     pub buffers: Vec<usize>,
+    /// Those whose memory devices lend.
+    pub lent: usize,
     pub connections: usize,
     pub operations: usize,
     /// Neither queue pairs nor controllers.
@@ -69,6 +71,7 @@ pub fn count(cores: &[CoreHandle], target: Option<&Arc<Target>>, bdevs: &Arc<Reg
     let of = |target: Option<&Arc<Target>>, r: &Reactor| CoreCount {
         requests: CoreState::current().pool_stats().in_use,
         buffers: r.dma().stats().classes.iter().map(|c| c.in_use).collect(),
+        lent: r.dma().stats().adopted,
         connections: r.sock_stats().connections,
         operations: r.in_flight(),
         idle: target.and_then(PollGroup::of).is_none_or(|g| g.is_idle()),
