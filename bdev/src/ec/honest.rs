@@ -12,6 +12,7 @@ pub(crate) enum Mutant {
     JournalOnTooFew,
     RebuildProgressEarly,
     FuaDropped,
+    SuperblocksFirst,
 }
 
 /// Moments that tests count crashes in.

@@ -25,11 +25,13 @@ pub(crate) enum Mutant {
     RebuildProgressEarly,
     /// FUA writes are plain ones.
     FuaDropped,
+    /// An array is made superblocks first.
+    SuperblocksFirst,
 }
 
 impl Mutant {
     /// All of them.
-    pub(crate) const ALL: [Mutant; 10] = [
+    pub(crate) const ALL: [Mutant; 11] = [
         Mutant::JournalBarrierSkipped,
         Mutant::FlushIgnored,
         Mutant::EpochNotChecked,
@@ -40,6 +42,7 @@ impl Mutant {
         Mutant::JournalOnTooFew,
         Mutant::RebuildProgressEarly,
         Mutant::FuaDropped,
+        Mutant::SuperblocksFirst,
     ];
 }
 
@@ -62,11 +65,13 @@ pub(crate) enum Window {
     Recovery,
     /// Pages of the map are being written.
     BitmapCommit,
+    /// The array is being made.
+    Create,
 }
 
 impl Window {
     /// All of them.
-    pub(crate) const ALL: [Window; 8] = [
+    pub(crate) const ALL: [Window; 9] = [
         Window::JournalDurableDataNot,
         Window::BetweenMemberWrites,
         Window::SuperblockUpdate,
@@ -75,6 +80,7 @@ impl Window {
         Window::DegradedWrite,
         Window::Recovery,
         Window::BitmapCommit,
+        Window::Create,
     ];
 }
 

@@ -55,7 +55,11 @@ impl Author {
             1 => {}
             _ => life.crash_in = Some(1 + self.random.below(expected)),
         }
-        if self.lives > 1 || self.random.below(2) == 0 {
+        let making = self.lives == 1 && self.shape.make_requests != 0 && self.random.chance(700);
+        if making {
+            life.crash_in = Some(1 + self.random.below(2 * self.shape.make_requests));
+        }
+        if self.lives > 1 || making || self.random.below(2) == 0 {
             self.interrupted = self.random.below(DEPTH + 1).saturating_sub(self.random.below(3));
         }
         Some(life)

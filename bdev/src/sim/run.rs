@@ -265,7 +265,10 @@ impl<S: Stack> Runner<S> {
             self.world.set_health(i, Health { gone: absent.contains(&i), ..Health::default() });
         }
         self.swap(life, &absent, may_rot);
-        self.world.remember();
+        if !self.first {
+            // What a member held before the device was made may be of another one.
+            self.world.remember();
+        }
         self.world.power_on();
         self.world.crash_in(life.crash_in);
         let present: Vec<usize> = (0..members).filter(|i| !absent.contains(i)).collect();

@@ -156,4 +156,6 @@ pub struct Shape {
     pub unmap_unit: u64,
     /// About how many requests its members get when it starts.
     pub start_requests: u64,
+    /// About how many requests its members get when it is made before that, if power shall fail meanwhile; else 0.
+    pub make_requests: u64,
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::config::Options;
 use super::member_io::MemberIo;
 use super::signature::TAIL_BYTES;
+use crate::ec::faults::{self, Mutant};
 use crate::ec::format::{
     FIRST_EPOCH, Features, MATRIX_CAUCHY, MemberEntry, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock,
 };
@@ -22,10 +23,21 @@ pub(super) async fn fresh(o: &Options, members: &[&MemberIo]) -> Result<Superblo
         zero_ends(io).await?;
     }
     flush(members).await?;
+    let first = faults::is(Mutant::SuperblocksFirst);
+    if first {
+        superblocks(o, members, &head).await?;
+    }
     for io in members {
         bitmaps(io, &head).await?;
     }
     flush(members).await?;
+    if !first {
+        superblocks(o, members, &head).await?;
+    }
+    Ok(head)
+}
+
+async fn superblocks(o: &Options, members: &[&MemberIo], head: &Superblock) -> Result<(), BdevError> {
     for (slot, io) in members.iter().enumerate() {
         if let Err(e) = superblock(io, &head.for_slot(slot)).await {
             // What was written must not look like a member; what cannot be undone is of epoch 1 and passed over.
@@ -37,7 +49,7 @@ pub(super) async fn fresh(o: &Options, members: &[&MemberIo]) -> Result<Superblo
             return Err(e);
         }
     }
-    Ok(head)
+    Ok(())
 }
 
 /// All of the superblocks' space, and the end, so that nothing of what `force` destroys is found by its number again.

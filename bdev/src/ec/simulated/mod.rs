@@ -1,5 +1,6 @@
 //! Erasure-coded arrays in the crash simulator: every seed another geometry on other members.
 
+mod made;
 mod stack;
 mod tests;
 
@@ -37,5 +38,6 @@ fn name(w: Window) -> &'static str {
         Window::DegradedWrite => "degraded write",
         Window::Recovery => "recovery",
         Window::BitmapCommit => "bitmap commit",
+        Window::Create => "create",
     }
 }

@@ -9,15 +9,18 @@ use longshore_accel::Accel;
 use longshore_reactor::sim::Random;
 use uuid::Uuid;
 
+use super::made::{ANOTHER, Made};
 use super::name;
 use crate::channel::Channel;
 use crate::desc::BdevDesc;
 use crate::ec::assemble::{Candidate, Decision, Rejection, Situation, decide};
 use crate::ec::check::{ReadAt, Scope, Verdict, check};
+use crate::ec::create::Prepared;
 use crate::ec::faults::{self, Mutant};
-use crate::ec::format::{MemberEntry, MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, Superblock};
+use crate::ec::format::{FormatError, MemberEntry, MemberState, PAGE_BITS_BYTES, PageHeader, PageKind, Superblock};
 use crate::ec::layout::{Layout, LayoutOptions, PAGE_BYTES, SUPERBLOCK_BYTES};
-use crate::ec::{Ec, Newcomer, ScrubOptions, ScrubState, Tuning, start};
+use crate::ec::start::start_watched;
+use crate::ec::{Ec, Newcomer, ScrubOptions, ScrubState, Tuning};
 use crate::io::IoFlags;
 use crate::registry::BdevError;
 use crate::sim::{Comes, Content, DEVICE, Image, Place, Shape, SimMember, Stack, Windows, World, member_name};
@@ -31,9 +34,12 @@ const SLOW: Duration = Duration::from_millis(3);
 
 /// One array.
 pub(super) struct Array {
-    layout: Layout,
+    pub(super) layout: Layout,
     /// By slot: bytes of the member's block, and whether its cache is volatile.
     members: Vec<(u32, bool)>,
+    /// The array is made by what makes arrays; `None`: its superblocks and bitmaps are just there.
+    pub(super) made: Option<Made>,
+    seed: u64,
 }
 
 impl Array {
@@ -64,19 +70,23 @@ impl Array {
         };
         let mut layout = Layout::compute(k, m, strip, block, 16 << 20, &o).expect("a legal layout");
         layout.stripes = 6 + random.below(20);
-        Array { layout, members }
+        Array { layout, members, made: Made::of(seed, o), seed }
     }
 
-    fn head(&self) -> Superblock {
+    pub(super) fn head(&self) -> Superblock {
         Superblock { name: "array".into(), ..crate::ec::tests::head(self.layout) }
     }
 
     fn is_ours(&self, sb: &Superblock) -> bool {
-        sb.array == self.head().array
+        match &self.made {
+            None => sb.array == self.head().array,
+            // Until it is there, it may be any.
+            Some(made) => made.array.get().map_or(sb.array != ANOTHER, |array| sb.array == array),
+        }
     }
 
-    /// Makes the array: a superblock on every member.
-    async fn create(&self, place: &Place, members: &[Option<BdevDesc>]) -> Result<(), String> {
+    /// Lets the array be there: a superblock on every member.
+    async fn put_there(&self, place: &Place, members: &[Option<BdevDesc>]) -> Result<(), String> {
         let head = self.head();
         for (slot, desc) in members.iter().enumerate() {
             let channel = channel(desc.as_ref().ok_or("a member is absent")?)?;
@@ -124,14 +134,19 @@ impl Array {
         Superblock::select([&copies[0], &copies[1]]).ok()
     }
 
-    /// The same of a member that nobody uses.
-    fn at_rest(&self, world: &World, slot: usize) -> Option<Candidate> {
+    /// The same of a member that nobody uses, whatever it is of.
+    pub(super) fn superblock_at_rest(&self, world: &World, slot: usize) -> Result<Superblock, FormatError> {
         let image = OnImage { world, index: slot, block: self.members[slot].0 };
         let copy = |copy| {
             let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
             image.read_at(Layout::superblock_at(copy), &mut bytes).map_or_else(|_| Vec::new(), |()| bytes)
         };
-        let superblock = Superblock::select([&copy(0), &copy(1)]).ok().filter(|sb| self.is_ours(sb))?;
+        Superblock::select([&copy(0), &copy(1)])
+    }
+
+    /// The member in `slot`, which nobody uses, if it says that it is one.
+    pub(super) fn at_rest(&self, world: &World, slot: usize) -> Option<Candidate> {
+        let superblock = self.superblock_at_rest(world, slot).ok().filter(|sb| self.is_ours(sb))?;
         let (name, block) = (member_name(slot), self.members[slot].0);
         Some(Candidate { name, superblock, bytes: self.layout.member_bytes(), block })
     }
@@ -149,6 +164,26 @@ impl Array {
             }
         }
         ec.vacated(m).await
+    }
+
+    /// Starts the array from a superblock and with a quorum.
+    async fn run(
+        &self,
+        place: &Place,
+        start: (Superblock, usize),
+        members: Vec<Option<BdevDesc>>,
+    ) -> Result<(), String> {
+        let tuning = Tuning {
+            nonce: Some(place.world.below(u64::MAX - 1) + 1),
+            write_timeout: TIMEOUT,
+            slow_read: SLOW,
+            // Often at once: what is stored too early shows only until the next flush.
+            rebuild_checkpoint: Duration::from_micros([0, 0, 20, 300][place.world.below(4) as usize]),
+        };
+        start_watched(&place.registry, DEVICE, start, members, tuning, &Accel::default(), None)
+            .await
+            .map(drop)
+            .map_err(|e| e.to_string())
     }
 
     async fn candidates(&self, place: &Place, members: &[Option<BdevDesc>]) -> Vec<Candidate> {
@@ -184,6 +219,7 @@ impl Stack for Array {
             member_blocks: (l.member_bytes() / 512) as usize,
             unmap_unit: l.stripe_blocks(),
             start_requests: l.n() as u64 * (u64::from(l.journal_slots) + 16),
+            make_requests: self.made.as_ref().map_or(0, |_| l.n() as u64 * Made::REQUESTS),
         }
     }
 
@@ -191,7 +227,9 @@ impl Stack for Array {
         let image = |&(block, volatile)| {
             Image::new(block as usize, (self.layout.member_bytes() / u64::from(block)) as usize, volatile)
         };
-        self.members.iter().map(image).collect()
+        let mut images: Vec<_> = self.members.iter().map(image).collect();
+        self.write_before(self.seed, &mut images);
+        images
     }
 
     fn windows(&self) -> Windows {
@@ -201,6 +239,11 @@ impl Stack for Array {
     async fn start(&self, place: &Place) -> Result<(), String> {
         // What was open at the last crash nobody closed.
         faults::close_windows();
+        if let (true, Some(made)) = (place.first, &self.made)
+            && let Some(Prepared { head, quorum, members, .. }) = self.make(place, made).await?
+        {
+            return self.run(place, (head, quorum), members).await;
+        }
         let mut members: Vec<Option<BdevDesc>> = (0..self.layout.n()).map(|_| None).collect();
         for &slot in &place.present {
             let desc = place.registry.open(&member_name(slot), true, Box::new(|_| {})).map_err(|e| e.to_string())?;
@@ -208,7 +251,7 @@ impl Stack for Array {
         }
         let mut found = self.candidates(place, &members).await;
         if place.first && found.len() < self.layout.n() {
-            self.create(place, &members).await?;
+            self.put_there(place, &members).await?;
             found = self.candidates(place, &members).await;
         }
         let mut assembly = match decide(&found, Situation { waited: true, salvage: false }) {
@@ -233,17 +276,7 @@ impl Stack for Array {
                 members[slot] = None;
             }
         }
-        let tuning = Tuning {
-            nonce: Some(place.world.below(u64::MAX - 1) + 1),
-            write_timeout: TIMEOUT,
-            slow_read: SLOW,
-            // Often at once: what is stored too early shows only until the next flush.
-            rebuild_checkpoint: Duration::from_micros([0, 0, 20, 300][place.world.below(4) as usize]),
-        };
-        start(&place.registry, DEVICE, assembly.head, members, tuning, &Accel::default())
-            .await
-            .map(drop)
-            .map_err(|e| e.to_string())
+        self.run(place, (assembly.head, assembly.quorum), members).await
     }
 
     async fn stop(&self, place: &Place) {
@@ -322,7 +355,7 @@ impl Stack for Array {
     }
 
     fn estrange(&self, world: &World, m: usize) {
-        let other = Superblock { array: Uuid::from_u128(0xf0e1), ..self.head() };
+        let other = Superblock { array: ANOTHER, name: "another".into(), ..self.head() };
         let (bs, mut bytes) = (self.members[m].0 as usize, vec![0; SUPERBLOCK_BYTES as usize]);
         other.for_slot(m).encode(&mut bytes);
         let at = Layout::superblock_at(other.copy()) as usize / bs;

@@ -113,3 +113,8 @@ fn a_fua_that_is_dropped_is_caught() {
 fn progress_of_a_rebuild_that_is_stored_early_is_caught() {
     caught(Mutant::RebuildProgressEarly);
 }
+
+#[test]
+fn an_array_that_is_made_superblocks_first_is_caught() {
+    caught(Mutant::SuperblocksFirst);
+}
