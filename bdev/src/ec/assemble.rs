@@ -203,7 +203,7 @@ impl fmt::Display for Refusal {
 /// are absent are waited for. A candidate that cannot be taken is not absent: nothing is gained by waiting for it.
 ///
 /// `salvage` is for arrays that lost more than they can: nothing is waited for, k members are enough, and where there are fewer, stale
-/// ones are taken as if they were in sync, the newest first, until there are k. What they lack is lost.
+/// ones are taken as if they were in sync, the newest first (of those that failed in sync), until there are k. What they lack is lost.
 pub fn decide(candidates: &[Candidate], situation: Situation) -> Decision {
     let Some(first) = candidates.first() else { return Decision::Refuse(Refusal::Nothing) };
     let array = first.superblock.array;
@@ -325,6 +325,10 @@ fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
 }
 
 /// Takes stale members as if they were in sync until there are k, by an update of its own that all members have to be given.
+///
+/// What stripes hold is from then on what these k say, and that is not what others have a share of: whoever is not taken is named failed, so that
+/// nobody takes it for in sync if this is cut short, and is filled in full when it comes back; so is who was being filled. Of the stale ones those
+/// come last that failed while they were being filled, whatever they have.
 fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
     let Assembly { head, members, behind, rejected, .. } = assembly;
     let in_sync = (0..members.len())
@@ -332,19 +336,34 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
         .count();
     let mut stale: Vec<usize> =
         rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).map(|&(c, _)| c).collect();
-    stale.sort_by_key(|&c| std::cmp::Reverse(candidates[c].superblock.stamp));
+    let was_whole = |s: &Superblock| s.member().state == MemberState::InSync;
+    stale.sort_by_key(|&c| {
+        let s = &candidates[c].superblock;
+        std::cmp::Reverse((was_whole(s), s.stamp))
+    });
     stale.truncate(head.layout.k.saturating_sub(in_sync));
     if stale.is_empty() || head.stamp.epoch >= MAX_EPOCH {
         return;
     }
+    let was = head.stamp;
+    head.predecessor = was;
+    head.stamp = Stamp { epoch: was.epoch + 1, nonce: was.nonce.wrapping_add(1) };
+    let failed_epoch = head.stamp.epoch;
     for candidate in stale {
         let slot = candidates[candidate].superblock.slot;
-        head.members[slot] = MemberEntry::in_sync(head.members[slot].uuid);
+        head.members[slot] = MemberEntry { failed_epoch, ..MemberEntry::in_sync(head.members[slot].uuid) };
         members[slot] = Some(candidate);
         rejected.retain(|&(c, _)| c != candidate);
     }
-    head.predecessor = head.stamp;
-    head.stamp = Stamp { epoch: head.stamp.epoch + 1, nonce: head.stamp.nonce.wrapping_add(1) };
+    for (row, taken) in head.members.iter_mut().zip(members.iter_mut()) {
+        if row.state == MemberState::Empty || row.state == MemberState::InSync && taken.is_some() {
+            continue;
+        }
+        *row = MemberEntry { uuid: row.uuid, state: MemberState::Failed, failed_epoch, ..MemberEntry::EMPTY };
+        if let Some(c) = taken.take() {
+            rejected.push((c, Rejection::Stale { has: candidates[c].superblock.stamp, head: head.stamp }));
+        }
+    }
     *behind = (0..members.len()).filter(|&slot| members[slot].is_some()).collect();
 }
 

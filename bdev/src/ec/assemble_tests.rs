@@ -339,6 +339,42 @@ fn a_salvage_takes_the_newest_stale_members_until_there_are_k_by_an_update_for_a
 }
 
 #[test]
+fn a_salvage_with_stale_members_names_all_others_failed_who_have_to_be_filled_in_full() {
+    let mut head = superblock(2, HEAD, BEFORE, &[InSync, Failed, InSync, Rebuilding, Failed]);
+    (head.members[4].failed_epoch, head.members[4].last) = (9, stamp(6, 1));
+    let old = superblock(2, stamp(3, 1), stamp(1, 1), &[InSync; 5]);
+    let all = [candidate(0, &head), candidate(1, &old), candidate(3, &head)];
+    let a = assembled(decide(&all, SALVAGE));
+    assert_eq!(
+        a.members,
+        [Some(0), Some(1), None, None, None],
+        "who was being filled lacks what the stale one does not have"
+    );
+    let states: Vec<_> = a.head.members.iter().map(|m| m.state).collect();
+    assert_eq!(states, [InSync, InSync, Failed, Failed, Failed]);
+    assert!(a.head.members[1].stands_in() && !a.head.members[0].stands_in());
+    assert!(a.head.members[2..].iter().all(|m| m.last == Stamp::default()), "no bitmap says what they lack");
+    assert!(a.head.validate().is_ok() && matches!(a.rejected[..], [(2, Rejection::Stale { .. })]));
+    // If power fails when one of the two has been given it, the one that was away is not believed.
+    let one = [candidate(0, &head), candidate(1, &a.head), candidate(2, &head)];
+    assert!(
+        refused(decide(&one, WAITED))
+            .starts_with("2 members are in sync and there, 3 are needed; none in slots 2, 3, 4")
+    );
+}
+
+#[test]
+fn a_salvage_takes_no_half_filled_member_while_there_is_one_that_failed_in_sync() {
+    let head = superblock(2, HEAD, BEFORE, &[InSync, Failed, Failed, Failed]);
+    let (older, newer) = (stamp(3, 1), stamp(8, 1));
+    let filled = superblock(2, newer, stamp(1, 1), &[InSync, Rebuilding, InSync, Failed]);
+    let whole = superblock(2, older, stamp(1, 1), &[InSync; 4]);
+    let all = [candidate(0, &head), candidate(1, &filled), candidate(3, &whole)];
+    assert_eq!(assembled(decide(&all, SALVAGE)).members, [Some(0), None, None, Some(2)]);
+    assert_eq!(assembled(decide(&all[..2], SALVAGE)).members, [Some(0), Some(1), None, None], "there is no other");
+}
+
+#[test]
 fn a_session_needs_as_many_as_the_rule_says_and_k_after_a_salvage() {
     for (k, m, rule) in [(1, 1, 2), (2, 2, 3), (2, 3, 3), (4, 2, 4)] {
         let s = superblock(k, HEAD, BEFORE, &vec![InSync; k + m]);

@@ -13,6 +13,7 @@ pub(crate) enum Mutant {
     RebuildProgressEarly,
     FuaDropped,
     SuperblocksFirst,
+    StandInsAsked,
 }
 
 /// Moments that tests count crashes in.

@@ -27,11 +27,13 @@ pub(crate) enum Mutant {
     FuaDropped,
     /// An array is made superblocks first.
     SuperblocksFirst,
+    /// After a salvage, recovery demands records of members that were out when they were written.
+    StandInsAsked,
 }
 
 impl Mutant {
     /// All of them.
-    pub(crate) const ALL: [Mutant; 11] = [
+    pub(crate) const ALL: [Mutant; 12] = [
         Mutant::JournalBarrierSkipped,
         Mutant::FlushIgnored,
         Mutant::EpochNotChecked,
@@ -43,6 +45,7 @@ impl Mutant {
         Mutant::RebuildProgressEarly,
         Mutant::FuaDropped,
         Mutant::SuperblocksFirst,
+        Mutant::StandInsAsked,
     ];
 }
 
@@ -67,11 +70,13 @@ pub(crate) enum Window {
     BitmapCommit,
     /// The array is being made.
     Create,
+    /// The array is being started with fewer members than it starts with by itself.
+    Salvage,
 }
 
 impl Window {
     /// All of them.
-    pub(crate) const ALL: [Window; 9] = [
+    pub(crate) const ALL: [Window; 10] = [
         Window::JournalDurableDataNot,
         Window::BetweenMemberWrites,
         Window::SuperblockUpdate,
@@ -81,6 +86,7 @@ impl Window {
         Window::Recovery,
         Window::BitmapCommit,
         Window::Create,
+        Window::Salvage,
     ];
 }
 

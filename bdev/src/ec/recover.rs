@@ -9,7 +9,7 @@ use longshore_nvme::wire::Status;
 use longshore_reactor::DmaBuf;
 
 use super::engine::Engine;
-use super::faults::{self, Window};
+use super::faults::{self, Mutant, Window};
 use super::flush::Offline;
 use super::format::{RECORD_BYTES, RecordHeader};
 use super::journal::MARK;
@@ -47,7 +47,7 @@ struct Found {
 ///
 /// A transaction is rolled forward if every live participant has its record whole. Data are overwritten in place only after all of
 /// them were durable; a participant that had failed by then is named failed, and so is not live. One that had failed and is live all
-/// the same was not named yet: nothing was begun.
+/// the same was not named yet: nothing was begun. One that a salvage took though it lacks writes is not live here.
 fn decide(all: BTreeMap<u64, Found>, tail: u64, live: u64) -> (Vec<(u64, Found)>, u64) {
     let (mut forward, mut discarded) = (Vec::new(), 0);
     for (txn, found) in all.into_iter().filter(|(txn, _)| *txn >= tail) {
@@ -82,7 +82,7 @@ impl Engine {
         let mut lanes = Vec::new();
         self.read_payloads(&mut journals, &mut lanes).await;
         self.mend_journals(&journals).await;
-        let (forward, discarded) = decide(journals.all, journals.tail, self.written_to());
+        let (forward, discarded) = decide(journals.all, journals.tail, self.written_to() & !self.stand_ins());
         // Also if none is missing: one may fail before all is in place.
         for (_, found) in &forward {
             if let Some(r) = found.records.values().next() {
@@ -113,6 +113,15 @@ impl Engine {
             }
         }
         if self.shared.is_offline() { Err(Offline) } else { Ok(done) }
+    }
+
+    /// Members that a salvage took though they lack writes: nothing was made to wait for their records.
+    fn stand_ins(&self) -> u64 {
+        if faults::is(Mutant::StandInsAsked) {
+            return 0;
+        }
+        let table = self.table.borrow();
+        (0..table.members.len()).filter(|&slot| table.members[slot].stands_in()).fold(0, |mask, slot| mask | 1 << slot)
     }
 
     /// Reads the headers of all slots, of all members at once. Those count that are of this session and where they belong.

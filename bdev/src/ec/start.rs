@@ -231,7 +231,11 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
         engine.establish(0, |_| {}).await?;
     } else {
         let session = engine.nonce;
-        engine.establish(0, |sb| sb.journal_session = session).await?;
+        let recovered = |sb: &mut Superblock| {
+            sb.journal_session = session;
+            sb.members.iter_mut().filter(|m| m.stands_in()).for_each(|m| m.failed_epoch = 0);
+        };
+        engine.establish(0, recovered).await?;
         engine.session.set(session);
     }
     engine.stable_again();

@@ -128,6 +128,12 @@ impl Author {
             life.absent = (0..gone).map(|i| (first + i) % self.shape.members).collect();
             return;
         }
+        // One that was named failed may make up for one that is absent.
+        let chance = if budget.lost().is_empty() { 12 } else { 40 };
+        if self.shape.salvages && self.random.chance(chance) {
+            life.salvage = Some(self.random.below(1 << 32));
+            return;
+        }
         for &m in budget.lost() {
             if self.random.chance(350) && Some(m) != lost {
                 life.absent.push(m);

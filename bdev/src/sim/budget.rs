@@ -12,13 +12,15 @@ pub struct Budget {
     lost: BTreeSet<usize>,
     /// Members with blocks that are wrong.
     rotten: BTreeSet<usize>,
+    /// The device was salvaged, and has had fewer members since than it starts with otherwise.
+    salvaged: bool,
 }
 
 impl Budget {
     /// Nobody is damaged.
     pub fn new(shape: &Shape) -> Budget {
         let Shape { tolerates, redundancy, .. } = *shape;
-        Budget { tolerates, redundancy, lost: BTreeSet::new(), rotten: BTreeSet::new() }
+        Budget { tolerates, redundancy, lost: BTreeSet::new(), rotten: BTreeSet::new(), salvaged: false }
     }
 
     /// Members that count as lost.
@@ -26,9 +28,24 @@ impl Budget {
         &self.lost
     }
 
+    /// Members that may be missing at a start that nobody asks for.
+    pub fn tolerates(&self) -> usize {
+        self.tolerates
+    }
+
+    /// Of so many members, the fewest that have everything between them.
+    pub fn fewest(&self, members: usize) -> usize {
+        members - self.redundancy
+    }
+
+    /// Members that may be missing at present.
+    fn tolerated(&self) -> usize {
+        if self.salvaged { self.redundancy } else { self.tolerates }
+    }
+
     /// Members that may still be lost.
     pub fn left(&self) -> usize {
-        self.tolerates
+        self.tolerated()
             .min(self.redundancy - (2 * self.rotten.len()).min(self.redundancy))
             .saturating_sub(self.lost.len())
     }
@@ -46,7 +63,8 @@ impl Budget {
 
     /// Member `m` vanishes, however many have. False: it may not, because what the others have would not be enough when it is back.
     pub fn exceed(&mut self, m: usize, others_are_whole: bool) -> bool {
-        let may = others_are_whole && self.rotten.is_empty();
+        // Those who were away from a salvage may be enough to start with, and must not: nothing tells them of it.
+        let may = others_are_whole && self.rotten.is_empty() && !self.salvaged;
         if may {
             self.lost.insert(m);
         }
@@ -55,7 +73,18 @@ impl Budget {
 
     /// More members are lost than the device tolerates.
     pub fn is_exceeded(&self) -> bool {
+        self.lost.len() > self.tolerated()
+    }
+
+    /// The device starts with the members that are not lost only if it is salvaged.
+    pub fn needs_salvage(&self) -> bool {
         self.lost.len() > self.tolerates
+    }
+
+    /// Of `members` the device has none but `taken`, with whom it goes on.
+    pub fn salvage(&mut self, members: usize, taken: &[usize]) {
+        self.lost = (0..members).filter(|m| !taken.contains(m)).collect();
+        self.salvaged = self.needs_salvage();
     }
 
     /// Blocks of member `m` may be wrong from now on. False: it could not be said which are. Two of what is redundant find one wrong.
@@ -80,11 +109,13 @@ impl Budget {
     /// Member `m` lacks nothing any more.
     pub fn is_whole_again(&mut self, m: usize) {
         self.lost.remove(&m);
+        self.salvaged &= self.needs_salvage();
     }
 
     /// Lost members stay so for which `still` is true.
     pub fn keep(&mut self, still: impl Fn(usize) -> bool) {
         self.lost.retain(|&m| still(m));
+        self.salvaged &= self.needs_salvage();
     }
 }
 
@@ -112,5 +143,16 @@ mod tests {
         b.mended();
         assert!(b.lose(2) && b.lose(1) && !b.rot(4));
         assert!(!budget(1, 1).rot(0));
+    }
+
+    #[test]
+    fn after_a_salvage_nobody_else_may_be_missing_until_enough_are_back() {
+        let mut b = budget(1, 2);
+        b.salvage(4, &[0, 3]);
+        assert!(b.needs_salvage() && !b.is_exceeded() && b.left() == 0 && !b.exceed(0, true) && b.fewest(4) == 2);
+        b.is_whole_again(1);
+        assert!(!b.needs_salvage() && b.left() == 0);
+        b.is_whole_again(2);
+        assert!(b.left() == 1 && b.lose(0) && b.exceed(3, true));
     }
 }

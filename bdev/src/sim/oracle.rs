@@ -4,6 +4,8 @@
 //! that was submitted after it was acknowledged. A read may return any version that no acknowledged one supersedes; after a crash, any
 //! that no *durable* one supersedes: one that was written with FUA, or acknowledged before a flush was submitted that was acknowledged.
 //! The first read after a recovery makes its answer the only one (invariant I3 of `docs/ec.md`): later crashes and losses change nothing.
+//!
+//! A block may be [given up](Oracle::give_up): whatever the next recovery finds there is what it has from then on.
 
 /// Names what was written: different for every write. 0 stands for zeroes.
 pub type Stamp = u64;
@@ -76,13 +78,25 @@ pub struct Oracle {
     stamps: Stamp,
     /// Reads under way, which may return what was superseded since they were submitted.
     reading: Vec<Moment>,
+    /// Blocks that may have anything when they are read after a recovery.
+    given_up: Vec<bool>,
+    /// Blocks that were asked to be written since somebody asked for them.
+    touched: Vec<bool>,
 }
 
 impl Oracle {
     /// A device of so many blocks, all zeroes.
     pub fn new(blocks: u64) -> Oracle {
         let zero = Version { id: 0, stamp: 0, submitted: 0, acknowledged: 0, durable: true };
-        Oracle { blocks: vec![vec![zero]; blocks as usize], now: 0, stamps: 0, reading: Vec::new() }
+        let n = blocks as usize;
+        Oracle {
+            blocks: vec![vec![zero]; n],
+            now: 0,
+            stamps: 0,
+            reading: Vec::new(),
+            given_up: vec![false; n],
+            touched: vec![false; n],
+        }
     }
 
     /// Blocks.
@@ -108,6 +122,7 @@ impl Oracle {
     /// A write is submitted; `stamp` 0 writes zeroes.
     pub fn write(&mut self, lba: u64, n: u64, stamp: Stamp) -> Ticket {
         let at = self.tick();
+        self.touched[lba as usize..(lba + n) as usize].fill(true);
         for b in &mut self.blocks[lba as usize..(lba + n) as usize] {
             b.push(Version { id: at, stamp, submitted: at, acknowledged: NEVER, durable: false });
         }
@@ -164,9 +179,15 @@ impl Oracle {
     }
 
     fn judge(&self, lba: u64, block: &[u8], admissible: &dyn Fn(&Version) -> bool) -> Result<Stamp, String> {
+        let versions = &self.blocks[lba as usize];
+        let is = |stamp| versions.iter().any(|v| v.stamp == stamp && admissible(v));
+        // What a block had that was given up.
+        if versions.iter().any(|v| v.stamp & STRANGE != 0) && is(digest(block)) {
+            return Ok(digest(block));
+        }
         let found =
             stamp_of(block, lba).map_err(|why| format!("block {lba} {why}; {}", self.describe(lba, admissible)))?;
-        if self.blocks[lba as usize].iter().any(|v| v.stamp == found && admissible(v)) {
+        if is(found) {
             return Ok(found);
         }
         Err(format!("block {lba} has stamp {found:#x}; {}", self.describe(lba, admissible)))
@@ -198,6 +219,17 @@ impl Oracle {
         self.tick();
     }
 
+    /// Whatever is found in these blocks after the next recovery is right.
+    pub fn give_up(&mut self, blocks: impl IntoIterator<Item = u64>) {
+        blocks.into_iter().for_each(|b| self.given_up[b as usize] = true);
+    }
+
+    /// Blocks that were asked to be written since this was called last.
+    pub fn take_touched(&mut self) -> Vec<u64> {
+        let all = self.touched.iter_mut().zip(0..);
+        all.filter_map(|(t, block)| std::mem::take(t).then_some(block)).collect()
+    }
+
     /// The device was recovered and all its blocks from `lba` on were read: what it has now is all that it may have from now on.
     /// Nothing else may be under way.
     ///
@@ -207,13 +239,28 @@ impl Oracle {
         for (lba, block) in (lba..).zip(data.chunks_exact(block_size)) {
             let versions = &self.blocks[lba as usize];
             let ok = |v: &Version| !versions.iter().any(|w| w.durable && w.supersedes(v));
-            let stamp = self.judge(lba, block, &ok)?;
+            let stamp = match std::mem::take(&mut self.given_up[lba as usize]) {
+                true => stamp_of(block, lba).unwrap_or_else(|_| digest(block)),
+                false => self.judge(lba, block, &ok)?,
+            };
             let b = &mut self.blocks[lba as usize];
             b.truncate(1);
             b[0] = Version { id: 0, stamp, submitted: 0, acknowledged: 0, durable: true };
         }
         Ok(())
     }
+}
+
+/// No stamp of a write has this bit.
+const STRANGE: Stamp = 1 << 63;
+
+/// Stands for content that no write brought.
+fn digest(block: &[u8]) -> Stamp {
+    let mix = |h: u64, b: &[u8]| {
+        (h ^ u64::from_le_bytes(b.try_into().unwrap_or_default())).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    };
+    let sum = block.chunks_exact(8).fold(0x5a1, |h, b| mix(h, b).rotate_left(29));
+    sum | STRANGE
 }
 
 /// Forgets versions that nothing can bring back.
@@ -304,5 +351,21 @@ mod tests {
         assert!(why.starts_with("block 1 begins as stamp 0x1"), "{why}");
         let torn = [&block(0, 1)[..256], &block(0, 2)[256..], &block(1, 1)].concat();
         assert!(o.returned(&r, &torn).unwrap_err().contains("something else from byte 256"));
+    }
+
+    #[test]
+    fn a_block_that_was_given_up_has_what_is_found_there_next_and_nothing_else_from_then_on() {
+        let mut o = Oracle::new(2);
+        let a = o.write(0, 2, 1);
+        o.written(&a, true);
+        assert_eq!((o.take_touched(), o.take_touched()), (vec![0, 1], vec![]));
+        o.give_up([0]);
+        o.crashed();
+        let torn = [&block(0, 1)[..256], &block(0, 2)[256..]].concat();
+        assert!(o.recovered(0, &[torn.clone(), block(1, 1)].concat(), 512).is_ok());
+        let r = o.read(0, 1);
+        assert!(o.returned(&r, &torn).is_ok() && o.returned(&r, &block(0, 1)).is_err());
+        o.crashed();
+        assert!(o.clone().recovered(0, &block(0, 2), 512).is_err() && o.recovered(0, &torn, 512).is_ok());
     }
 }

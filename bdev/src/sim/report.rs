@@ -28,6 +28,10 @@ pub struct Report {
     pub joined: u64,
     /// See `joined`.
     pub rebuilt: u64,
+    /// Lives that began with too few members, and of these, those in which members stood in that lacked something.
+    pub salvaged: u64,
+    /// See `salvaged`.
+    pub salvaged_stale: u64,
     /// Crashes in each named window.
     pub windows: BTreeMap<&'static str, u64>,
     /// Seeds that found something wrong.
@@ -49,6 +53,8 @@ impl Report {
             start_crashes: t.start_crashes as u64,
             joined: t.joined as u64,
             rebuilt: t.rebuilt as u64,
+            salvaged: t.salvaged as u64,
+            salvaged_stale: t.salvaged_stale as u64,
             windows: t.windows.iter().fold(BTreeMap::new(), |mut w, name| {
                 *w.entry(*name).or_default() += 1;
                 w
@@ -74,6 +80,8 @@ impl Report {
         self.start_crashes += other.start_crashes;
         self.joined += other.joined;
         self.rebuilt += other.rebuilt;
+        self.salvaged += other.salvaged;
+        self.salvaged_stale += other.salvaged_stale;
         other.windows.into_iter().for_each(|(name, n)| *self.windows.entry(name).or_default() += n);
         self.failures += other.failures;
         self.wrong.extend(other.wrong);
@@ -96,6 +104,10 @@ impl fmt::Display for Report {
         )?;
         if self.joined > 0 {
             writeln!(f, "{:>10} members given back, {} of them rebuilt in the same life", self.joined, self.rebuilt)?;
+        }
+        if self.salvaged > 0 {
+            let (all, stale) = (self.salvaged, self.salvaged_stale);
+            writeln!(f, "{all:>10} lives began with a salvage, {stale} of them with members that lacked writes")?;
         }
         for (name, n) in &self.windows {
             writeln!(f, "{n:>10} crashes: {name}")?;

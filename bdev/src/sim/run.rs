@@ -19,6 +19,7 @@ use super::budget::Budget;
 use super::image::{Content, Image};
 use super::member::{SimMember, unhang};
 use super::oracle::Oracle;
+use super::salvage::{Ledger, Outlook, Plan};
 use super::script::{Comes, Life, Script, Shape};
 use super::worker::Tasks;
 use super::world::{Health, Windows, World};
@@ -49,6 +50,8 @@ pub struct Place {
     pub present: Vec<usize>,
     /// Nothing was ever written: the device is to be made.
     pub first: bool,
+    /// Too few members are there for it to start by itself, and it is told to start with them. It must not start otherwise.
+    pub salvage: bool,
 }
 
 /// The name of member `i`.
@@ -92,6 +95,24 @@ pub trait Stack: 'static {
     fn given_up(&self, world: &World) -> Result<Option<Vec<bool>>, String> {
         let _ = world;
         Ok(None)
+    }
+
+    /// What the device does with those of its members that are there, as their images say while nothing runs.
+    fn outlook(&self, world: &World, present: &[usize]) -> Outlook {
+        let _ = (world, present);
+        Outlook::Refuses("it cannot be salvaged".into())
+    }
+
+    /// True if the image of member `m` says that it is one.
+    fn is_member(&self, world: &World, m: usize) -> bool {
+        let _ = (world, m);
+        true
+    }
+
+    /// The member that has a block of the device as it is, if any has.
+    fn holder(&self, block: u64) -> Option<usize> {
+        let _ = block;
+        None
     }
 
     /// Blocks of a member that may become wrong without any sign while no member is being rebuilt.
@@ -152,6 +173,10 @@ pub struct Tally {
     pub joined: usize,
     /// Members of these that were rebuilt in the same life.
     pub rebuilt: usize,
+    /// Lives that began with a salvage.
+    pub salvaged: usize,
+    /// Of these, those in which members stood in that lacked something.
+    pub salvaged_stale: usize,
     /// What was going on when power failed, each name once for each crash.
     pub windows: Vec<&'static str>,
 }
@@ -212,6 +237,7 @@ fn run<S: Stack>(seed: u64, stack: S, writer: Writer) -> Outcome {
             stack: Rc::new(stack),
             oracle: Rc::new(RefCell::new(oracle)),
             budget: Rc::new(RefCell::new(budget)),
+            ledger: Ledger::new(&shape),
             first: true,
         };
         runner.all(writer).await
@@ -228,6 +254,7 @@ pub(super) struct Runner<S> {
     pub(super) stack: Rc<S>,
     pub(super) oracle: Rc<RefCell<Oracle>>,
     pub(super) budget: Rc<RefCell<Budget>>,
+    ledger: Ledger,
     first: bool,
 }
 
@@ -260,11 +287,14 @@ impl<S: Stack> Runner<S> {
         let members = self.world.members();
         // What a member that is being rebuilt gets is decoded from what is there.
         let may_rot = self.budget.borrow().lost().is_empty();
-        let absent = self.absent(life);
+        let plan = self.plan(life).map_err(said)?;
+        let absent = plan.as_ref().map_or_else(|| self.absent(life), |p| p.absent.clone());
         for i in 0..members {
             self.world.set_health(i, Health { gone: absent.contains(&i), ..Health::default() });
         }
-        self.swap(life, &absent, may_rot);
+        if plan.is_none() {
+            self.swap(life, &absent, may_rot);
+        }
         if !self.first {
             // What a member held before the device was made may be of another one.
             self.world.remember();
@@ -278,7 +308,10 @@ impl<S: Stack> Runner<S> {
             world: self.world.clone(),
             present: present.clone(),
             first: self.first,
+            salvage: plan.as_ref().is_some_and(|p| p.salvage),
         };
+        tally.salvaged += usize::from(place.salvage);
+        tally.salvaged_stale += usize::from(plan.is_some_and(|p| p.lossy));
         for &i in &present {
             let uuid = Uuid::from_u128(0x6d656d_626572 << 32 | i as u128);
             place
@@ -303,16 +336,31 @@ impl<S: Stack> Runner<S> {
             self.world.cut();
         }
         self.oracle.borrow_mut().crashed();
-        if self.first {
+        self.ledger.ended(life, &mut self.oracle.borrow_mut());
+        // A salvage that is to be repeated decides who is lost.
+        if self.first || self.ledger.pinned.is_some() {
             return Ok(());
         }
         let images = |e| said(format!("the images after it: {e}"));
         self.take_stock(&absent).map_err(images)?;
+        if self.budget.borrow().needs_salvage() {
+            // They are too few to be an array for the check.
+            return Ok(());
+        }
         let sound: Vec<bool> = {
             let b = self.budget.borrow();
             (0..members).map(|i| !b.lost().contains(&i) && !b.rotten().contains(&i)).collect()
         };
         self.stack.inspect(&self.world, &sound).map_err(images)
+    }
+
+    /// Who is there, if the life is to begin with too few.
+    fn plan(&mut self, life: &Life) -> Result<Option<Plan>, String> {
+        if self.first {
+            return Ok(None);
+        }
+        let (mut budget, mut oracle) = (self.budget.borrow_mut(), self.oracle.borrow_mut());
+        self.ledger.plan(life, &*self.stack, &self.world, &mut budget, &mut oracle)
     }
 
     /// Those who are absent: no more than may be, or it is a life in which too many are.
@@ -385,12 +433,16 @@ impl<S: Stack> Runner<S> {
             }
         }
         self.first = false;
+        self.ledger.pinned = None;
         let (desc, channel) = open(place)?;
         let all = async {
             if !self.mend(place).await? {
                 return Ok(());
             }
             self.look(&channel, true).await?;
+            if self.world.powered() && !too_few {
+                self.ledger.started(&self.budget.borrow());
+            }
             self.look(&channel, false).await?;
             if too_few {
                 return Ok(());

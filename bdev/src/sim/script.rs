@@ -74,6 +74,9 @@ pub struct Life {
     pub absent: Vec<usize>,
     /// They are absent even if that is too many: the device need not start.
     pub exceed: bool,
+    /// So many members are absent that the device does not start, and it is told to start with what is there. The number decides who is. If that
+    /// cannot be, it is a life like others.
+    pub salvage: Option<u64>,
     /// Members that have something else when it begins. None that are absent or without which too few would be left.
     pub swapped: Vec<(usize, Comes)>,
     /// Some blocks of as many members as can be told are wrong when it begins; the device looks for them before anything is read. The
@@ -89,6 +92,14 @@ pub struct Life {
     pub depth: usize,
     /// What is done.
     pub steps: Vec<Step>,
+}
+
+impl Life {
+    /// Members that return, or have something else when it begins.
+    pub(super) fn returned(&self) -> impl Iterator<Item = usize> {
+        let back = self.steps.iter().filter_map(|s| if let Step::Return(m, _) = s { Some(*m) } else { None });
+        back.chain(self.swapped.iter().map(|&(m, _)| m))
+    }
 }
 
 /// All lives of a run. The device is read as a whole when each begins, and once more after the last.
@@ -108,6 +119,9 @@ impl fmt::Display for Script {
             write!(f, "life {}:", i + 1)?;
             if !l.absent.is_empty() {
                 write!(f, " without members {:?}{},", l.absent, if l.exceed { " at all events" } else { "" })?;
+            }
+            if let Some(which) = l.salvage {
+                write!(f, " salvaged {which},")?;
             }
             if !l.swapped.is_empty() {
                 write!(f, " other contents of members {:?},", l.swapped)?;
@@ -146,6 +160,8 @@ pub struct Shape {
     /// More than [`tolerates`](Shape::tolerates) may be missing for a while: then requests end with NAMESPACE NOT READY, or it does not
     /// start, and when they are back nothing was lost.
     pub exceeds: bool,
+    /// It can be told to start with fewer members than it starts with by itself.
+    pub salvages: bool,
     /// Members may return to the running device.
     pub rebuilds: bool,
     /// Members that have a volatile cache, a bit each.

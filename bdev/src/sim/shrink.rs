@@ -76,6 +76,8 @@ impl<F: FnMut(&Script) -> bool> Shrinker<F> {
             self.attempt(all);
             let own = self.with(life, |l| l.swapped.clear());
             self.attempt(own);
+            let plain = self.with(life, |l| l.salvage = None);
+            self.attempt(plain);
             let right = self.with(life, |l| l.rotten = None);
             self.attempt(right);
             let here = self.with(life, |l| l.away = false);

@@ -194,6 +194,11 @@ impl<S: Stack> Worker<S> {
         if let Step::Lose(m) | Step::Exceed(m) | Step::Spoil(m, _) | Step::Slow(m, _) | Step::Hang(m, _) = step {
             self.shared.borrow_mut().harmed.push(m);
         }
+        let harms = matches!(step, Step::Lose(_) | Step::Exceed(_) | Step::Spoil(..) | Step::Hang(..));
+        if harms && budget.needs_salvage() {
+            // As soon as one that returned is whole, the device may demand as many as ever. That can be before anybody knows.
+            return;
+        }
         let change = |m, change: fn(&mut Health, u32), by| {
             let mut health = world.health(m);
             change(&mut health, by);
@@ -231,6 +236,10 @@ impl<S: Stack> Worker<S> {
         {
             let mut b = self.budget.borrow_mut();
             let mut s = self.shared.borrow_mut();
+            if b.needs_salvage() && (self.stack.is_rebuilding(&self.place) || self.stack.is_whole(&self.place, m)) {
+                // It may be one of those without whom the device does not do any more: see `mischief`.
+                return Ok(());
+            }
             if b.is_exceeded() || s.rebuilding.contains(&m) || !b.lose(m) {
                 return Ok(());
             }

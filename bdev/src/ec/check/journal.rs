@@ -57,7 +57,8 @@ pub(super) fn redo(opened: &Opened<'_>, map: &Map, report: &mut Report) -> Redo 
             report.damage(format!("the records of transaction {txn} name different stripes or members"));
             continue;
         }
-        let wanted = |slot: &usize| first.participants >> slot & 1 != 0 && opened.takes_part(*slot);
+        let asked = |slot: usize| opened.takes_part(slot) && !opened.head.members[slot].stands_in();
+        let wanted = |slot: &usize| first.participants >> slot & 1 != 0 && asked(*slot);
         let complete = (0..opened.layout().n()).filter(wanted).all(|slot| shares.iter().any(|s| s.slot == slot));
         if !complete {
             report.counts.discarded += 1;

@@ -101,7 +101,8 @@ pub struct MemberEntry {
     pub uuid: Uuid,
     /// What is known of it.
     pub state: MemberState,
-    /// The epoch that named it failed; 0 if it never did.
+    /// The epoch that named it failed; 0 if none did. In sync: the epoch of a salvage that took it though it lacks writes, until the salvage's
+    /// first session has recovered.
     pub failed_epoch: u64,
     /// How far it was filled, if it is being filled.
     pub rebuild: Option<Rebuild>,
@@ -122,6 +123,11 @@ impl MemberEntry {
     /// A member that holds everything.
     pub fn in_sync(uuid: Uuid) -> MemberEntry {
         MemberEntry { uuid, state: MemberState::InSync, ..MemberEntry::EMPTY }
+    }
+
+    /// True if a salvage took it though it lacks writes, and nobody has recovered the array since: it lacks records of the journal, too.
+    pub fn stands_in(&self) -> bool {
+        self.state == MemberState::InSync && self.failed_epoch != 0
     }
 }
 

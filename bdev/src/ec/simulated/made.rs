@@ -21,7 +21,7 @@ use crate::ec::create::{Options, Prepared, prepare};
 use crate::ec::faults::{self, Window};
 use crate::ec::format::{FIRST_EPOCH, FormatError, PAGE_BITS_BYTES, PageHeader, PageKind, Stamp, Superblock};
 use crate::ec::layout::{Layout, LayoutOptions, PAGE_BYTES};
-use crate::sim::{Content, Image, Place, World, member_name};
+use crate::sim::{Content, Image, Place, World};
 
 /// What the members hold that an array is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,16 +161,7 @@ impl Array {
         if there && place.world.below(2) == 0 {
             return Ok(None);
         }
-        let asked = Options {
-            name: self.head().name,
-            data_chunk_count: self.layout.k as u32,
-            parity_chunk_count: self.layout.m as u32,
-            strip_size_kb: self.layout.strip / 1024,
-            base_bdevs: (0..self.layout.n()).map(member_name).collect(),
-            uuid: made.named.then(|| self.head().array),
-            layout: made.options,
-            ..Options::default()
-        };
+        let asked = Options { layout: made.options, uuid: made.named.then(|| self.head().array), ..self.asked(false) };
         let needs_force = !there && self.is_of_somebody(&place.world);
         if needs_force {
             let held = || (0..self.layout.n()).map(|slot| format!("{:?}", self.superblock_at_rest(&place.world, slot)));

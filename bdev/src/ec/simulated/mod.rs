@@ -1,6 +1,7 @@
 //! Erasure-coded arrays in the crash simulator: every seed another geometry on other members.
 
 mod made;
+mod salvaged;
 mod stack;
 mod tests;
 
@@ -39,5 +40,6 @@ fn name(w: Window) -> &'static str {
         Window::Recovery => "recovery",
         Window::BitmapCommit => "bitmap commit",
         Window::Create => "create",
+        Window::Salvage => "salvage",
     }
 }

@@ -13,7 +13,7 @@ use super::made::{ANOTHER, Made};
 use super::name;
 use crate::channel::Channel;
 use crate::desc::BdevDesc;
-use crate::ec::assemble::{Candidate, Decision, Rejection, Situation, decide};
+use crate::ec::assemble::{Candidate, Decision, Refusal, Rejection, Situation, decide};
 use crate::ec::check::{ReadAt, Scope, Verdict, check};
 use crate::ec::create::Prepared;
 use crate::ec::faults::{self, Mutant};
@@ -23,7 +23,7 @@ use crate::ec::start::start_watched;
 use crate::ec::{Ec, Newcomer, ScrubOptions, ScrubState, Tuning};
 use crate::io::IoFlags;
 use crate::registry::BdevError;
-use crate::sim::{Comes, Content, DEVICE, Image, Place, Shape, SimMember, Stack, Windows, World, member_name};
+use crate::sim::{Comes, Content, DEVICE, Image, Outlook, Place, Shape, SimMember, Stack, Windows, World, member_name};
 
 /// Data and parity strips.
 const GEOMETRIES: [(usize, usize); 9] = [(1, 1), (2, 1), (4, 2), (3, 2), (2, 2), (1, 2), (4, 1), (5, 3), (4, 4)];
@@ -77,11 +77,16 @@ impl Array {
         Superblock { name: "array".into(), ..crate::ec::tests::head(self.layout) }
     }
 
+    /// The array, once it is there.
+    pub(super) fn uuid(&self) -> Uuid {
+        self.made.as_ref().and_then(|made| made.array.get()).unwrap_or(self.head().array)
+    }
+
     fn is_ours(&self, sb: &Superblock) -> bool {
         match &self.made {
-            None => sb.array == self.head().array,
             // Until it is there, it may be any.
-            Some(made) => made.array.get().map_or(sb.array != ANOTHER, |array| sb.array == array),
+            Some(made) if made.array.get().is_none() => sb.array != ANOTHER,
+            _ => sb.array == self.uuid(),
         }
     }
 
@@ -167,7 +172,7 @@ impl Array {
     }
 
     /// Starts the array from a superblock and with a quorum.
-    async fn run(
+    pub(super) async fn run(
         &self,
         place: &Place,
         start: (Superblock, usize),
@@ -184,6 +189,21 @@ impl Array {
             .await
             .map(drop)
             .map_err(|e| e.to_string())
+    }
+
+    fn open(&self, place: &Place) -> Result<Vec<Option<BdevDesc>>, String> {
+        let mut members: Vec<Option<BdevDesc>> = (0..self.layout.n()).map(|_| None).collect();
+        for &slot in &place.present {
+            let desc = place.registry.open(&member_name(slot), true, Box::new(|_| {})).map_err(|e| e.to_string())?;
+            members[slot] = Some(desc);
+        }
+        Ok(members)
+    }
+
+    /// What is decided about the members that are there.
+    pub(super) async fn judge(&self, place: &Place) -> Result<Decision, String> {
+        let found = self.candidates(place, &self.open(place)?).await;
+        Ok(decide(&found, Situation { waited: true, salvage: false }))
     }
 
     async fn candidates(&self, place: &Place, members: &[Option<BdevDesc>]) -> Vec<Candidate> {
@@ -215,6 +235,7 @@ impl Stack for Array {
             redundancy: l.m,
             exceeds: true,
             rebuilds: true,
+            salvages: true,
             volatile: self.members.iter().rev().fold(0, |mask, m| mask << 1 | u64::from(m.1)),
             member_blocks: (l.member_bytes() / 512) as usize,
             unmap_unit: l.stripe_blocks(),
@@ -244,11 +265,10 @@ impl Stack for Array {
         {
             return self.run(place, (head, quorum), members).await;
         }
-        let mut members: Vec<Option<BdevDesc>> = (0..self.layout.n()).map(|_| None).collect();
-        for &slot in &place.present {
-            let desc = place.registry.open(&member_name(slot), true, Box::new(|_| {})).map_err(|e| e.to_string())?;
-            members[slot] = Some(desc);
+        if place.salvage {
+            return self.salvage(place).await;
         }
+        let mut members = self.open(place)?;
         let mut found = self.candidates(place, &members).await;
         if place.first && found.len() < self.layout.n() {
             self.put_there(place, &members).await?;
@@ -303,7 +323,12 @@ impl Stack for Array {
 
     fn given_up(&self, world: &World) -> Result<Option<Vec<bool>>, String> {
         let found: Vec<Candidate> = (0..self.members.len()).filter_map(|slot| self.at_rest(world, slot)).collect();
-        match decide(&found, Situation { waited: true, salvage: false }) {
+        let decided = match decide(&found, Situation { waited: true, salvage: false }) {
+            // It was salvaged, and too few are in sync yet. Otherwise, too many are given up.
+            Decision::Refuse(Refusal::TooFew { .. }) => decide(&found, Situation { waited: true, salvage: true }),
+            decided => decided,
+        };
+        match decided {
             Decision::Assemble(a) => {
                 // The head may be on a few members that are missing next: what only it says to be in sync is not yet.
                 let in_sync = |sb: &Superblock, slot: usize| sb.members[slot].state == MemberState::InSync;
@@ -362,6 +387,19 @@ impl Stack for Array {
         let bytes: Arc<[u8]> = bytes.into();
         let blocks = (0..bytes.len()).step_by(bs).map(|from| Content::Data(bytes.clone(), from as u32));
         world.image(m, |i| i.put(at, blocks));
+    }
+
+    fn outlook(&self, world: &World, present: &[usize]) -> Outlook {
+        self.look_ahead(world, present)
+    }
+
+    fn is_member(&self, world: &World, m: usize) -> bool {
+        self.at_rest(world, m).is_some()
+    }
+
+    fn holder(&self, block: u64) -> Option<usize> {
+        let place = self.layout.place(block);
+        Some(self.layout.slot_of(place.stripe, place.data))
     }
 
     fn may_rot(&self, member: usize) -> Range<usize> {

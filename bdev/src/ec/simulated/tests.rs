@@ -48,6 +48,7 @@ fn passes(report: &Report) {
     let windows = Window::ALL.map(name);
     assert_eq!(report.missed(&windows), Vec::<&str>::new(), "{report}");
     assert!(report.joined * 4 > report.seeds && report.rebuilt * 10 > report.seeds, "{report}");
+    assert!(report.salvaged * 4 > report.seeds && report.salvaged_stale * 10 > report.seeds, "{report}");
 }
 
 /// Seeds within which a fault must be found.
@@ -117,4 +118,9 @@ fn progress_of_a_rebuild_that_is_stored_early_is_caught() {
 #[test]
 fn an_array_that_is_made_superblocks_first_is_caught() {
     caught(Mutant::SuperblocksFirst);
+}
+
+#[test]
+fn records_that_are_asked_of_those_who_stand_in_are_caught() {
+    caught(Mutant::StandInsAsked);
 }
