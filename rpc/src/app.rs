@@ -208,7 +208,8 @@ impl App {
         if let Some(target) = self.target.get() {
             target.shutdown().await;
         }
-        // Arrays before their members: a member that goes first is one that failed.
+        // Arrays before their members: a member that goes first is one that failed. None is to start meanwhile.
+        self.arrays.drain().await;
         for node in self.bdevs.list().iter().rev().filter(|node| arrays::array(node).is_some()) {
             let _ = arrays::close(&self.bdevs, node).await;
         }

@@ -157,15 +157,42 @@ pub enum Refusal {
         missing: Vec<usize>,
         /// What is wrong with those that are there.
         rejected: Vec<String>,
+        /// What can be done beside attaching those that are missing.
+        remedy: Remedy,
     },
 }
+
+/// What can be done about an array that has too few members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// A salvage starts it with what is there.
+    Salvage,
+    /// Nothing: what is there is too little for a salvage.
+    None,
+    /// It was made and never started, and holds nothing: it can be made again.
+    Anew,
+    /// Its superblocks cannot be updated any more, so that nothing starts it.
+    Destroy,
+}
+
+/// Updates that a start takes, with a salvage before it.
+const UPDATES_OF_A_START: u64 = 5;
 
 impl Refusal {
     /// What to do about it, where the reason does not say so itself; to be written behind it.
     pub fn advice(&self) -> &'static str {
         match self {
-            Refusal::TooFew { .. } => {
+            Refusal::TooFew { remedy: Remedy::Salvage, .. } => {
                 ". Attach the members that are missing; bdev_ec_create with salvage_requested starts with what is there, and loses what it lacks"
+            }
+            Refusal::TooFew { remedy: Remedy::None, .. } => {
+                ". Attach the members that are missing: a salvage would need as many members as data_chunk_count, and fewer are there"
+            }
+            Refusal::TooFew { remedy: Remedy::Anew, .. } => {
+                ". It was made and never started, so that it holds no data: attach the members that are missing, or make it again by bdev_ec_create"
+            }
+            Refusal::TooFew { remedy: Remedy::Destroy, .. } => {
+                ". Its superblocks have the highest epoch there is, where no array gets by itself, and cannot be updated: no salvage starts it either. bdev_ec_create with force makes it anew, and destroys what it holds"
             }
             _ => "",
         }
@@ -182,7 +209,7 @@ impl fmt::Display for Refusal {
             Refusal::TwoArrays { array, names: [a, b] } => {
                 write!(f, "'{a}' and '{b}' are of two arrays that have the same UUID {array}: take one of them away")
             }
-            Refusal::TooFew { have, need, missing, rejected } => {
+            Refusal::TooFew { have, need, missing, rejected, .. } => {
                 let slots: Vec<String> = missing.iter().map(usize::to_string).collect();
                 write!(
                     f,
@@ -251,8 +278,15 @@ fn conclude(candidates: &[Candidate], assembly: Assembly, need: usize, situation
     let have = (0..head.layout.n()).filter(counts).count();
     if have < need {
         let missing = (0..head.layout.n()).filter(|slot| !counts(slot)).collect();
+        let stale = assembly.rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).count();
+        let remedy = match head.stamp.epoch {
+            FIRST_EPOCH => Remedy::Anew,
+            epoch if epoch > MAX_EPOCH - UPDATES_OF_A_START => Remedy::Destroy,
+            _ if have + stale < head.layout.k => Remedy::None,
+            _ => Remedy::Salvage,
+        };
         let rejected = assembly.rejected.iter().map(|(c, why)| format!("'{}' {why}", candidates[*c].name)).collect();
-        return Decision::Refuse(Refusal::TooFew { have, need, missing, rejected });
+        return Decision::Refuse(Refusal::TooFew { have, need, missing, rejected, remedy });
     }
     Decision::Assemble(Box::new(assembly))
 }

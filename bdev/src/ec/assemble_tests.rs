@@ -382,3 +382,25 @@ fn a_session_needs_as_many_as_the_rule_says_and_k_after_a_salvage() {
         assert_eq!((assembled(decide(&all, NOW)).quorum, assembled(decide(&all, SALVAGE)).quorum), (rule, k));
     }
 }
+
+#[test]
+fn what_is_advised_where_members_are_missing_can_be_done() {
+    let advice = |candidates: &[Candidate]| match decide(candidates, WAITED) {
+        Decision::Refuse(r) => r.advice(),
+        other => panic!("{other:?}"),
+    };
+    let salvages = |candidates: &[Candidate]| matches!(decide(candidates, SALVAGE), Decision::Assemble(_));
+    let at = |epoch| superblock(2, stamp(epoch, 1), Stamp::default(), &[InSync, InSync, Failed]);
+    let (head, stale) = (candidate(0, &at(9)), candidate(2, &superblock(2, stamp(4, 1), stamp(3, 1), &[InSync; 3])));
+    let both = [head.clone(), stale.clone()];
+    assert!(advice(&both).contains("salvage_requested starts with what is there") && salvages(&both));
+    let one = [head];
+    assert!(advice(&one).contains("fewer are there") && !advice(&one).contains("salvage_requested") && !salvages(&one));
+    let made = superblock(2, stamp(FIRST_EPOCH, 1), Stamp::default(), &[InSync; 3]);
+    let made = [candidate(0, &made), candidate(1, &made)];
+    assert!(advice(&made).contains("make it again by bdev_ec_create") && !salvages(&made));
+    let last = [candidate(0, &at(MAX_EPOCH)), stale.clone()];
+    assert!(advice(&last).contains("with force makes it anew") && !salvages(&last));
+    let nearly = [candidate(0, &at(MAX_EPOCH - 4)), stale];
+    assert!(advice(&nearly).contains("with force makes it anew"), "a start makes updates, too");
+}

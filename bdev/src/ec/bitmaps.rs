@@ -7,6 +7,9 @@
 //! A slot that a member cannot read may hold a newer page, of a commit that a crash cut short, and may be read again some day. It has no
 //! part in what counts, so it is zeroed: or else that page would count later, over all that was written since. Unless that has been overwritten
 //! before, with a page that counts: the first superblocks of the session may begin a new generation of the write-intent bitmap.
+//!
+//! Pages of a member that a salvage took though it lacks writes do not count beside those of others: a commit that a crash cut short may have left one on
+//! it alone, which nobody knew of who wrote since. It gets theirs, and what may be newer on it is zeroed.
 
 use std::rc::Rc;
 
@@ -110,7 +113,10 @@ impl Engine {
         let mut failed = [0; 2];
         // Also of those that are being rebuilt: they have every page since they joined. A newer one that only they have would otherwise count once
         // they are in sync, over all that was written since.
-        for slot in masked(self.written_to()) {
+        let late = self.stand_ins() & self.written_to();
+        let first = self.written_to() & !late;
+        for slot in masked(first).chain(masked(late)) {
+            let counts = first == 0 || first >> slot & 1 != 0;
             for side in 0..2 {
                 let buf = self.meta.page().await;
                 if self.read_meta(slot, at(side), &buf.slice(0, PAGE_BYTES as usize)).await.is_err() {
@@ -127,6 +133,7 @@ impl Engine {
                     && (generation == 0 || header.generation == generation)
                 {
                     match &mut best {
+                        Some(b) if !counts && header.sequence > b.header.sequence => failed[side as usize] |= 1 << slot,
                         Some(b) if b.header.sequence > header.sequence => {}
                         Some(b) if b.header.sequence == header.sequence => {
                             if b.header == header && b.bits == bits {

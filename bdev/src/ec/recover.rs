@@ -116,7 +116,7 @@ impl Engine {
     }
 
     /// Members that a salvage took though they lack writes: nothing was made to wait for their records.
-    fn stand_ins(&self) -> u64 {
+    pub(super) fn stand_ins(&self) -> u64 {
         if faults::is(Mutant::StandInsAsked) {
             return 0;
         }

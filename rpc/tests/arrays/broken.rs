@@ -59,8 +59,8 @@ fn without_a_member_the_array_starts_degraded_and_says_so_and_without_two_it_say
         assert_eq!((rig.read(256 << 10), rig.events().contains(&"bdev_ec_degraded".into())), (Ok(0x5a), true));
     }
     let rig = Rig::on(&disks, 1);
-    let why = "1 members are in sync and there, 2 are needed; none in slots 1, 2. Attach the members that are missing; \
-               bdev_ec_create with salvage_requested starts with what is there, and loses what it lacks";
+    let why = "1 members are in sync and there, 2 are needed; none in slots 1, 2. Attach the members that are missing: \
+               a salvage would need as many members as data_chunk_count, and fewer are there";
     assert_eq!(not_started(&rig), why);
     let (code, says) = rig.call("bdev_ec_create", create()).unwrap_err();
     assert_eq!((code, says.as_str()), (-19, "No such device (code -19): no bdev is named 'd1'"));

@@ -191,7 +191,7 @@ impl Arrays {
     /// Starts the array if that can be done. False: members are waited for.
     async fn consider(self: &Arc<Self>, registry: &Arc<Registry>, uuid: Uuid, waited: bool) -> bool {
         let _turn = self.turns.take().await;
-        if registry.find(&uuid.to_string()).is_some() {
+        if self.is_closing() || registry.find(&uuid.to_string()).is_some() {
             return true;
         }
         let mut candidates = Vec::new();

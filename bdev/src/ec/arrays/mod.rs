@@ -18,7 +18,7 @@ pub use info::{ArrayInfo, MemberInfo};
 pub use seats::{REPLACE_TIMEOUT, Replacement};
 pub use spares::SpareInfo;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub struct Arrays {
     accel: Arc<Accel>,
     started: AtomicUsize,
     turns: Turns,
+    /// The daemon ends: nothing is started any more.
+    closing: AtomicBool,
     timeout_ms: AtomicU64,
     tuning: Mutex<Tuning>,
     spare_delay_ms: AtomicU64,
@@ -88,6 +90,7 @@ impl Arrays {
             accel,
             started: AtomicUsize::new(0),
             turns: Turns::default(),
+            closing: AtomicBool::new(false),
             timeout_ms: AtomicU64::new(ASSEMBLE_TIMEOUT.as_millis() as u64),
             tuning: Mutex::default(),
             spare_delay_ms: AtomicU64::new(0),
@@ -143,6 +146,12 @@ impl Arrays {
         let (me, registry) = (self.clone(), registry.clone());
         self.on_first_core(move |_| async move {
             let _turn = me.turns.take().await;
+            if me.is_closing() {
+                return Err(BdevError::Busy {
+                    name: o.name,
+                    why: "the daemon is ending: no array is started any more",
+                });
+            }
             if let Some(node) = registry.find(&o.name) {
                 let Some(ec) = array(&node) else { return Err(BdevError::Exists(o.name)) };
                 same(&registry, ec, node.uuid(), &o).await?;
@@ -154,6 +163,18 @@ impl Arrays {
             me.run(&registry, start, prepared.members, &link, prepared.rejected).await
         })
         .await
+    }
+
+    /// From now on no array is made or started; ends when those have started, or failed to, that are about to. Before the arrays are closed for the end
+    /// of the daemon: one that starts later would lose its members, which are closed next, and be rebuilt at the next start. From any thread.
+    pub async fn drain(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        // Who starts an array has the turn, and looks at the flag when it gets it.
+        drop(self.turns.take().await);
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
     }
 
     /// Removes the array `name`, and makes its superblocks void if `clear_sb`. From any thread.

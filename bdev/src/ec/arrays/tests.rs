@@ -1,3 +1,4 @@
+mod drained;
 mod hung;
 mod removal;
 mod salvage;
