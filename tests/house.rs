@@ -66,6 +66,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("accel/src/erasure/kernels/mod.rs", "kernels called where the processor can run them"),
     ("accel/src/erasure/kernels/neon.rs", "vector instructions"),
     ("accel/src/erasure/kernels/ssse3.rs", "vector instructions"),
+    ("accel/src/stream.rs", "vector instructions"),
     ("accel/tests/isal.rs", "calls of ISA-L, to compare with"),
     ("bdev/src/channel.rs", "completion frames point to channels"),
     ("bdev/src/ec/memory.rs", "memory of hosts' requests lent to children"),

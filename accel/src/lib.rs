@@ -16,6 +16,7 @@ mod operation;
 mod pieces;
 mod software;
 mod stats;
+mod stream;
 
 pub use assign::{Accel, AssignError, Channel};
 pub use coder::{Coder, Rebuilder};
@@ -25,3 +26,4 @@ pub use isal::Isal;
 pub use operation::Operation;
 pub use software::Software;
 pub use stats::OpStats;
+pub use stream::copy_past_cache;

@@ -212,6 +212,45 @@ mod tests {
         });
     }
 
+    /// The same for every byte of a block, another one for each block and each `n`.
+    fn numbered(r: &Reactor, block: usize, blocks: usize, n: u8) -> longshore_reactor::DmaBuf {
+        let mut buf = filled(r, block * blocks, 0);
+        for (i, b) in buf.get_mut().expect("unshared").chunks_exact_mut(block).enumerate() {
+            b.fill((i as u8).wrapping_mul(3).wrapping_add(n));
+        }
+        buf
+    }
+
+    #[test]
+    fn a_large_write_is_read_wherever_it_begins_and_goes_around_what_is_lent() {
+        run(|r| async move {
+            for (bs, lba) in [(512, 0), (512, 8), (512, 3), (520, 8), (4096, 5), (8192, 1)] {
+                let reg = Registry::new();
+                let device = Malloc::new(Geometry::plain(bs, 2048)).unwrap();
+                let lender = Lender::new(&device.store);
+                reg.register("m", None, device).unwrap();
+                let (_desc, ch) = open(&reg, "m");
+                let blocks = (200usize << 10) / bs as usize;
+                let whole = |n| numbered(&r, bs as usize, blocks, n);
+                for (n, lent) in [(1, 0), (2, 0), (3, 1), (4, blocks as u32 / 2), (5, 0)] {
+                    let before = whole(n - 1);
+                    let loan = match lent {
+                        0 => None,
+                        at => Some(lender.lend(&r, lba + u64::from(at), 2).expect("nothing else is lent")),
+                    };
+                    assert!(ch.write(lba, blocks as u32, whole(n), IoFlags::NONE).await.0.is_ok());
+                    let (st, buf) = ch.read(lba, blocks as u32, filled(&r, blocks * bs as usize, 9)).await;
+                    let same = st.is_ok() && buf.unwrap().as_slice() == whole(n).as_slice();
+                    assert!(same, "blocks of {bs} bytes from {lba} on, write {n}");
+                    if let Some(loan) = loan {
+                        let at = lent as usize * bs as usize;
+                        assert_eq!(loan.as_slice(), &before.as_slice()[at..at + 2 * bs as usize], "what is lent stays");
+                    }
+                }
+            }
+        });
+    }
+
     #[test]
     fn a_range_beyond_the_end_is_refused_and_counted() {
         run(|r| async move {

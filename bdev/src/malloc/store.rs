@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use longshore_accel::copy_past_cache;
 use longshore_nvme::wire::Status;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -25,6 +26,11 @@ const PAGE: usize = 4096;
 const RELEASE: usize = 1 << 20;
 /// ...about so many at a time.
 const STEP: usize = 2 << 20;
+
+/// Writes of at least this many bytes go past the cache...
+const STREAM: usize = 32 << 10;
+/// ...so many at a time.
+const RUN: usize = 64 << 10;
 
 /// Bytes of copies of lent granules, over all of a device.
 const MOVED_BYTES: usize = 4 << 20;
@@ -408,23 +414,61 @@ impl Store {
         }
         let (bs, ms) = (self.block_size, self.md_size);
         let md = io.metadata();
+        let md = |from: u32, to: u32| md.map(|md| &md[from as usize * ms..to as usize * ms]);
         let mut from = Pieces::of(io);
         from.take(done as usize * bs, |_| true);
-        for i in done..n {
-            let change = |data: &mut [u8], meta: &mut [u8]| {
-                let mut at = 0;
-                from.take(bs, |p| {
-                    data[at..at + p.len()].copy_from_slice(p);
-                    at += p.len();
-                    true
-                });
-                if let Some(md) = md {
-                    meta.copy_from_slice(&md[i as usize * ms..(i as usize + 1) * ms]);
-                }
-            };
-            self.change(lba + u64::from(i), change).map_err(|Lent| i)?;
+        let streams = n as usize * bs >= STREAM;
+        let mut i = done;
+        while i < n {
+            let end = i + if streams { self.run(lba + u64::from(i), n - i) } else { 0 };
+            if end > i && self.stream(lba + u64::from(i), end - i, &mut from, md(i, end)) {
+                i = end;
+                continue;
+            }
+            for i in i..end.max(i + 1) {
+                let change = |data: &mut [u8], meta: &mut [u8]| {
+                    from.fill(data, <[u8]>::copy_from_slice);
+                    if let Some(md) = md(i, i + 1) {
+                        meta.copy_from_slice(md);
+                    }
+                };
+                self.change(lba + u64::from(i), change).map_err(|Lent| i)?;
+            }
+            i = end.max(i + 1);
         }
         Ok(Status::SUCCESS)
+    }
+
+    /// Of `n` blocks from `lba` on, how many are whole granules and are written at a time; 0 if none.
+    #[inline]
+    fn run(&self, lba: u64, n: u32) -> u32 {
+        if self.granule != PAGE || !(lba as usize * self.block_size).is_multiple_of(PAGE) {
+            return 0;
+        }
+        ((n as usize * self.block_size).min(RUN) / PAGE * (PAGE / self.block_size)) as u32
+    }
+
+    /// Writes `n` blocks of whole granules, and says whether it did: not where one of them is lent or moved.
+    fn stream<'a>(
+        &self,
+        lba: u64,
+        n: u32,
+        from: &mut Pieces<'a, impl Iterator<Item = &'a [u8]>>,
+        md: Option<&[u8]>,
+    ) -> bool {
+        let all = self.lock_run(self.granule_of(lba)..=self.granule_of(lba + u64::from(n) - 1));
+        if all.words().any(|w| w.load(Ordering::Acquire) & (PINS | MOVED | WANTED) != 0) {
+            return false;
+        }
+        let run = Store::piece(&self.data, lba as usize * self.block_size, n as usize * self.block_size);
+        // SAFETY: in bounds; all locks are held, and nothing of it is lent.
+        from.fill(unsafe { &mut *run }, copy_past_cache);
+        if let (Some(md), Some(all)) = (md, &self.md) {
+            let meta = Store::piece(all, lba as usize * self.md_size, n as usize * self.md_size);
+            // SAFETY: in bounds; whoever touches metadata holds the lock of its granule.
+            unsafe { &mut *meta }.copy_from_slice(md);
+        }
+        true
     }
 
     pub(super) fn compare(&self, lba: u64, n: u32, io: &IoRef) -> Status {
@@ -544,6 +588,17 @@ impl<'a> Pieces<'a, std::iter::Empty<&'a [u8]>> {
 }
 
 impl<'a, I: Iterator<Item = &'a [u8]>> Pieces<'a, I> {
+    /// Fills `to` with the next bytes, which `copy` copies piece by piece.
+    #[inline]
+    fn fill(&mut self, to: &mut [u8], mut copy: impl FnMut(&mut [u8], &[u8])) {
+        let mut at = 0;
+        self.take(to.len(), |p| {
+            copy(&mut to[at..at + p.len()], p);
+            at += p.len();
+            true
+        });
+    }
+
     /// Shows the next `len` bytes to `f`, piece by piece, until it says false.
     #[inline]
     fn take(&mut self, mut len: usize, mut f: impl FnMut(&[u8]) -> bool) -> bool {
