@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use longshore::accel::cores::CoresOptions;
+use longshore::accel::{Accel, Cores};
 use longshore::bdev;
 use longshore::reactor::{self, Runtime};
 use longshore::rpc::app::{App, Dispatcher, Parts};
@@ -71,11 +73,14 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
         _ => None,
     };
 
-    let runtime = Runtime::start(reactor_options(o)?).map_err(|e| e.to_string())?;
+    let reactors = reactor_options(o)?;
+    let accel = accel(&o.accel_cores(&reactors.cores)?)?;
+    let runtime = Runtime::start(reactors).map_err(|e| e.to_string())?;
     let bdevs = bdev::Registry::new();
     let parts = Parts {
         cores: runtime.cores().to_vec(),
         bdevs: bdevs.clone(),
+        accel: Arc::new(accel),
         log,
         allowed: o.rpcs_allowed.clone().map(|names| names.into_iter().collect()),
         ..Parts::default()
@@ -216,6 +221,15 @@ fn reactor_options(o: &Options) -> Result<reactor::Options, String> {
         r.dma.huge = false;
     }
     Ok(r)
+}
+
+/// What computes, on cores of their own too if there are any.
+fn accel(cpus: &[u32]) -> Result<Accel, String> {
+    if cpus.is_empty() {
+        return Ok(Accel::default());
+    }
+    let cores = Cores::start(cpus.to_vec(), CoresOptions::default()).map_err(|e| format!("--accel-mask: {e}"))?;
+    Ok(Accel::default().with_cores(cores))
 }
 
 /// Core 0 as SPDK, or where this process may not use it (containers), the first that it may.

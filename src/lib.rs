@@ -2,6 +2,7 @@
 //!
 //! This crate is the daemon and the facade for those who embed it: the rooms below under one name each.
 
+pub use longshore_accel as accel;
 pub use longshore_bdev as bdev;
 pub use longshore_nvme as nvme;
 pub use longshore_nvmf as nvmf;

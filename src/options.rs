@@ -57,6 +57,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "LIST", conflicts_with = "cpumask")]
     pub(crate) lcores: Option<String>,
 
+    /// Cores of their own for computations that would keep one of -m's for long, as parity of large stripes: a mask or a list as for
+    /// -m, and none of its cores. They sleep while there is nothing to compute. Without it, the cores of -m compute everything
+    #[arg(long, value_name = "MASK")]
+    pub(crate) accel_mask: Option<String>,
+
     /// Memory for I/O buffers of all cores together, in MiB
     #[arg(short = 's', long = "mem-size", value_name = "MIB")]
     pub(crate) mem_size: Option<u64>,
@@ -255,6 +260,23 @@ impl Options {
     }
 }
 
+impl Options {
+    /// The accel cores asked for; `cores` are those that reactors run on.
+    ///
+    /// # Errors
+    /// A line that says what is wrong with the mask.
+    pub(crate) fn accel_cores(&self, cores: &[u32]) -> Result<Vec<u32>, String> {
+        let Some(mask) = &self.accel_mask else { return Ok(Vec::new()) };
+        let accel = parse_cores(mask, true).map_err(|e| format!("--accel-mask: {e}"))?;
+        match accel.iter().find(|cpu| cores.contains(cpu)) {
+            Some(cpu) => Err(format!(
+                "--accel-mask {mask}: core {cpu} is one of those that serve requests (-m): a core can do one or the other"
+            )),
+            None => Ok(accel),
+        }
+    }
+}
+
 /// Most cores that a mask can name.
 const MAX_CORE: u32 = 1023;
 
@@ -352,6 +374,19 @@ mod tests {
             let e = parse_cores(text, true).expect_err(text);
             assert!(e.contains(why), "{e}");
         }
+    }
+
+    #[test]
+    fn accel_cores_are_others_than_those_that_serve() {
+        let of = |mask: &str| Options::try_parse_from(["longshore", "--accel-mask", mask]).expect("parsed");
+        assert_eq!(of("0xc").accel_cores(&[0, 1]), Ok(vec![2, 3]));
+        assert_eq!(of("[5,7-8]").accel_cores(&[6]), Ok(vec![5, 7, 8]));
+        assert_eq!(Options::try_parse_from(["longshore"]).expect("parsed").accel_cores(&[0]), Ok(vec![]));
+        let e = of("0x6").accel_cores(&[0, 2]).expect_err("core 2 is both");
+        assert!(e.contains("--accel-mask 0x6: core 2 is one of those that serve requests (-m)"), "{e}");
+        let e = of("0xg").accel_cores(&[0]).expect_err("no mask");
+        assert!(e.contains("--accel-mask: core mask '0xg' is not hexadecimal"), "{e}");
+        assert!(of("0").accel_cores(&[0]).is_err_and(|e| e.contains("names no core")));
     }
 
     #[test]

@@ -56,6 +56,8 @@ const JSON_ROOMS: &[&str] = &["longshore-rpc", "longshore-perf", "longshore"];
 /// The modules that may contain `unsafe`, each with why.
 const UNSAFE: &[(&str, &str)] = &[
     ("accel/examples/erasure.rs", "calls of ISA-L, to compare with"),
+    ("accel/src/cores/job.rs", "memory lent to accel cores"),
+    ("accel/src/cores/lane.rs", "jobs that change hands"),
     ("accel/src/crypto/secret.rs", "memory that is kept from dumps and swap"),
     ("accel/src/crypto/xts.rs", "calls to the AES of AWS-LC"),
     ("accel/src/erasure/kernels/avx2.rs", "vector instructions"),
@@ -67,9 +69,11 @@ const UNSAFE: &[(&str, &str)] = &[
     ("accel/src/erasure/kernels/neon.rs", "vector instructions"),
     ("accel/src/erasure/kernels/ssse3.rs", "vector instructions"),
     ("accel/src/stream.rs", "vector instructions"),
+    ("accel/tests/cores.rs", "memory lent to accel cores"),
     ("accel/tests/isal.rs", "calls of ISA-L, to compare with"),
     ("bdev/src/channel.rs", "completion frames point to channels"),
     ("bdev/src/ec/memory.rs", "memory of hosts' requests lent to children"),
+    ("bdev/src/ec/memory/work.rs", "memory lent to accel cores"),
     ("bdev/src/ec/remote.rs", "memory of requests lent to the home core"),
     ("bdev/src/frame.rs", "completion frames"),
     ("bdev/src/io.rs", "slots reached by their handle"),

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::coder::Coder;
+use crate::cores::{Cores, Job, Offload};
 use crate::crypto::{Crypt, Key, KeyError, Keyring};
 use crate::engine::{Capability, Engine};
 use crate::erasure::{ErasureError, MatrixKind};
@@ -36,7 +37,7 @@ impl fmt::Display for AssignError {
 
 impl std::error::Error for AssignError {}
 
-type Table = [Arc<dyn Engine>; Operation::COUNT];
+pub(crate) type Table = [Arc<dyn Engine>; Operation::COUNT];
 
 /// The engines, what is assigned to them, the keys and the counters. One per process, shared by all threads.
 pub struct Accel {
@@ -46,6 +47,7 @@ pub struct Accel {
     /// The keys of block devices.
     pub keys: Keyring,
     stats: Arc<Stats>,
+    cores: Option<Arc<Cores>>,
 }
 
 impl Default for Accel {
@@ -78,7 +80,27 @@ impl Accel {
             table: OnceLock::new(),
             keys: Keyring::default(),
             stats: Arc::default(),
+            cores: None,
         }
+    }
+
+    /// With cores of their own for what would keep others for long.
+    #[must_use]
+    pub fn with_cores(self, cores: Arc<Cores>) -> Accel {
+        Accel { cores: Some(cores), ..self }
+    }
+
+    /// The cores that are there for long jobs, if there are any.
+    pub fn cores(&self) -> Option<&Arc<Cores>> {
+        self.cores.as_ref()
+    }
+
+    /// The way from the calling reactor to those cores; none if there are none. Not to be opened per job.
+    ///
+    /// # Panics
+    /// If there are, and the calling thread is not a reactor's.
+    pub fn offload(&self) -> Option<Offload> {
+        self.cores.as_ref().map(|cores| cores.open(self.stats.open()))
     }
 
     fn wanted(&self) -> MutexGuard<'_, Vec<(Operation, Arc<dyn Engine>)>> {
@@ -163,6 +185,11 @@ pub struct Channel {
 impl Channel {
     fn engine(&self, op: Operation) -> &dyn Engine {
         &*self.table[op as usize]
+    }
+
+    /// A job for accel cores, with nothing to do so far. Not to be made per job: it is used again.
+    pub fn job(&self) -> Box<Job> {
+        Box::new(Job::new(self.table.clone()))
     }
 
     /// Counts a job that was done by a [`Crypt`], which does not count by itself.
@@ -302,7 +329,7 @@ impl Channel {
     /// As [`Codec::new`](crate::erasure::Codec::new).
     pub fn coder(&self, kind: MatrixKind, data: usize, parity: usize) -> Result<Coder, ErasureError> {
         let table = &self.table;
-        let make = |op: Operation| table[op as usize].codec(kind, data, parity).map(Rc::new);
+        let make = |op: Operation| table[op as usize].codec(kind, data, parity).map(Arc::new);
         let encode = make(Operation::EcEncode)?;
         let same = |op: Operation| Arc::ptr_eq(&table[op as usize], &table[Operation::EcEncode as usize]);
         let other = |op| if same(op) { Ok(encode.clone()) } else { make(op) };

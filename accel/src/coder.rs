@@ -1,6 +1,7 @@
 //! An erasure code on one core, each of its operations by the engine that it is assigned to, and counted.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::erasure::{Codec, Decoder, ErasureError, Kernel};
 use crate::operation::Operation;
@@ -8,9 +9,9 @@ use crate::stats::Counting;
 
 /// An erasure code for one core. What it does is counted: a job is a call, its bytes are those that are read.
 pub struct Coder {
-    encode: Rc<Codec>,
-    update: Rc<Codec>,
-    decode: Rc<Codec>,
+    encode: Arc<Codec>,
+    update: Arc<Codec>,
+    decode: Arc<Codec>,
     counting: Rc<Counting>,
 }
 
@@ -20,7 +21,7 @@ fn bytes(chunks: &[&[u8]]) -> usize {
 
 impl Coder {
     /// The three are of one geometry and matrix.
-    pub(crate) fn new(encode: Rc<Codec>, update: Rc<Codec>, decode: Rc<Codec>, counting: Rc<Counting>) -> Coder {
+    pub(crate) fn new(encode: Arc<Codec>, update: Arc<Codec>, decode: Arc<Codec>, counting: Rc<Counting>) -> Coder {
         Coder { encode, update, decode, counting }
     }
 
@@ -37,6 +38,14 @@ impl Coder {
             Operation::EcDecode => Some(self.decode.kernel()),
             _ => None,
         }
+    }
+
+    pub(crate) fn encoder(&self) -> &Arc<Codec> {
+        &self.encode
+    }
+
+    pub(crate) fn updater(&self) -> &Arc<Codec> {
+        &self.update
     }
 
     /// As [`Codec::encode`].
@@ -58,13 +67,13 @@ impl Coder {
     /// # Errors
     /// As [`Codec::decoder`].
     pub fn decoder(&self, lost: &[usize], available: &[usize]) -> Result<Rebuilder, ErasureError> {
-        Ok(Rebuilder { decoder: self.decode.decoder(lost, available)?, counting: self.counting.clone() })
+        Ok(Rebuilder { decoder: Arc::new(self.decode.decoder(lost, available)?), counting: self.counting.clone() })
     }
 }
 
 /// Rebuilds one pattern of lost chunks, and counts.
 pub struct Rebuilder {
-    decoder: Decoder,
+    decoder: Arc<Decoder>,
     counting: Rc<Counting>,
 }
 
@@ -77,6 +86,10 @@ impl Rebuilder {
     /// As [`Decoder::lost`].
     pub fn lost(&self) -> &[usize] {
         self.decoder.lost()
+    }
+
+    pub(crate) fn decoder(&self) -> &Arc<Decoder> {
+        &self.decoder
     }
 
     /// As [`Decoder::decode`].

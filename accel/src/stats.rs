@@ -15,6 +15,12 @@ pub struct OpStats {
     pub failed: u64,
     /// Bytes of those that were done.
     pub bytes: u64,
+    /// Jobs, of those that were done, that an accel core did.
+    pub offloaded: u64,
+    /// Bytes of those.
+    pub offloaded_bytes: u64,
+    /// Jobs that were done by the core that wanted them because the accel cores had too many.
+    pub queue_full: u64,
 }
 
 #[derive(Default)]
@@ -22,6 +28,9 @@ struct Counter {
     executed: AtomicU64,
     failed: AtomicU64,
     bytes: AtomicU64,
+    offloaded: AtomicU64,
+    offloaded_bytes: AtomicU64,
+    queue_full: AtomicU64,
 }
 
 /// The counters of one core. Only that core writes to them, so their cache lines are theirs alone.
@@ -51,6 +60,9 @@ impl Counters {
             s.executed += c.executed.load(Relaxed);
             s.failed += c.failed.load(Relaxed);
             s.bytes += c.bytes.load(Relaxed);
+            s.offloaded += c.offloaded.load(Relaxed);
+            s.offloaded_bytes += c.offloaded_bytes.load(Relaxed);
+            s.queue_full += c.queue_full.load(Relaxed);
         }
     }
 }
@@ -101,6 +113,19 @@ impl Counting {
 
     pub(crate) fn fail(&self, op: Operation) {
         self.counters.fail(op);
+    }
+
+    /// A job that an accel core did.
+    pub(crate) fn offloaded(&self, op: Operation, bytes: usize) {
+        self.counters.count(op, bytes);
+        let c = &self.counters.0[op as usize];
+        bump(&c.offloaded, 1);
+        bump(&c.offloaded_bytes, bytes as u64);
+    }
+
+    /// A job for which the accel cores had no place.
+    pub(crate) fn full(&self, op: Operation) {
+        bump(&self.counters.0[op as usize].queue_full, 1);
     }
 }
 

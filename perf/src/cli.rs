@@ -153,6 +153,9 @@ pub(crate) struct RunArgs {
     /// CPUs that generate load: hexadecimal mask or list in brackets
     #[arg(short = 'c', long, value_name = "MASK", default_value = "0x1", value_parser = cores, help_heading = "Load")]
     pub(crate) core_mask: Cores,
+    /// With --config: CPUs that do the long computations of its devices, none of -c's
+    #[arg(long, value_name = "MASK", value_parser = cores, requires = "config", help_heading = "Load")]
+    pub(crate) accel_mask: Option<Cores>,
     /// Queue pairs per namespace and core
     #[arg(short = 'P', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Load")]
     pub(crate) num_qpairs: u32,
@@ -585,9 +588,18 @@ mod tests {
 
     #[test]
     fn wrong_values_are_refused() {
-        for line in
-            ["-q 0", "-o 0", "-w fast", "-t -1", "-c 0x0", "-M 101", "--rate 0", "--config x", "--bdev a -r trtype:TCP"]
-        {
+        for line in [
+            "-q 0",
+            "-o 0",
+            "-w fast",
+            "-t -1",
+            "-c 0x0",
+            "-M 101",
+            "--rate 0",
+            "--config x",
+            "--bdev a -r trtype:TCP",
+            "--bdev a --accel-mask 2",
+        ] {
             assert!(run(line).is_err(), "{line} was taken");
         }
         assert_eq!(run("--rate 1.5k").unwrap().rate, Some(1500.0));

@@ -165,6 +165,13 @@ fn check(a: &RunArgs) -> Result<(), String> {
     if a.flush_every == Some(0) {
         return Err("--flush-every 0: leave the option out for no flushes".into());
     }
+    if let Some(accel) = &a.accel_mask
+        && let Some(cpu) = accel.0.iter().find(|cpu| a.core_mask.0.contains(cpu))
+    {
+        return Err(format!(
+            "--accel-mask: CPU {cpu} is one of those that generate load (-c): it can do one or the other"
+        ));
+    }
     if a.time == 0.0 && a.number_ios.is_none() {
         return Err("-t 0 measures nothing".into());
     }
@@ -207,7 +214,7 @@ fn local(a: &RunArgs, name: &str) -> Result<Outcome, String> {
 
 fn open_and_load(a: &RunArgs, name: &str, runtime: &Runtime) -> Result<Outcome, String> {
     let bdev = Arc::new(match &a.config {
-        Some(config) => LocalBdev::configured(config, name, runtime.cores())?,
+        Some(config) => LocalBdev::configured(config, name, runtime.cores(), a.accel_mask.as_ref())?,
         None => LocalBdev::built_in(name)?,
     });
     let filled = match a.prefill {

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use longshore_accel::Accel;
+use longshore_accel::cores::{self, CoresOptions};
 use longshore_bdev::malloc::Malloc;
 use longshore_bdev::null::Null;
 use longshore_bdev::uring;
@@ -17,6 +19,7 @@ use longshore_rpc::exec::block_on;
 use longshore_rpc::json::Json;
 use serde_json::{Value, json};
 
+use crate::cli::Cores;
 use crate::device::Device;
 use crate::lane::{Kind, Lane, Port, Work};
 use crate::units::parse_size;
@@ -78,16 +81,22 @@ impl LocalBdev {
         LocalBdev::open(&registry, spec)
     }
 
-    /// Makes the devices of a configuration and opens one of them.
+    /// Makes the devices of a configuration and opens one of them. What takes long to compute for them is computed on `accel`.
     ///
     /// # Errors
-    /// The configuration cannot be applied, or makes no device of this name, or it is claimed.
-    pub(crate) fn configured(config: &Path, name: &str, cores: &[CoreHandle]) -> Result<LocalBdev, String> {
+    /// An accel core cannot be started; the configuration cannot be applied, or makes no device of this name, or it is claimed.
+    pub(crate) fn configured(
+        config: &Path,
+        name: &str,
+        cores: &[CoreHandle],
+        accel: Option<&Cores>,
+    ) -> Result<LocalBdev, String> {
         let fail = |e: &dyn std::fmt::Display| format!("configuration {}: {e}", config.display());
         let mut calls = Config::read(config).map_err(|e| fail(&e))?;
         calls.retain(|subsystem| APPLIED.contains(&subsystem));
         let bdevs = Registry::new();
-        let app = App::new(Parts { cores: cores.to_vec(), bdevs: bdevs.clone(), ..Parts::default() });
+        let accel = Arc::new(accel_on(accel)?);
+        let app = App::new(Parts { cores: cores.to_vec(), bdevs: bdevs.clone(), accel, ..Parts::default() });
         block_on(calls.apply(&app, false)).map_err(|e| fail(&e))?;
         let bdev = LocalBdev::open(&bdevs, name).map_err(|e| {
             let names: Vec<_> = bdevs.list().iter().map(|b| b.name().to_owned()).collect();
@@ -119,6 +128,12 @@ impl LocalBdev {
             block_on(app.shutdown());
         }
     }
+}
+
+fn accel_on(cores: Option<&Cores>) -> Result<Accel, String> {
+    let Some(cores) = cores else { return Ok(Accel::default()) };
+    let cores = cores::Cores::start(cores.0.clone(), CoresOptions::default());
+    Ok(Accel::default().with_cores(cores.map_err(|e| format!("--accel-mask: {e}"))?))
 }
 
 impl Device for LocalBdev {

@@ -10,7 +10,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Waker;
 
-use longshore_accel::{Channel as Engines, Coder, Rebuilder};
+use longshore_accel::{Channel as Engines, Coder, Offload, Rebuilder};
 use longshore_reactor::{DmaBuf, Timer};
 use uuid::Uuid;
 
@@ -44,6 +44,7 @@ const DECODERS: usize = 256;
 pub(super) struct Parts {
     pub(super) accel: Engines,
     pub(super) coder: Coder,
+    pub(super) offload: Option<Offload>,
     pub(super) head: Superblock,
     /// See [`Assembly::quorum`](super::assemble::Assembly::quorum).
     pub(super) quorum: usize,
@@ -61,6 +62,8 @@ pub(super) struct Engine {
     /// What adds and takes checksums, by the engines that were assigned when the array was started.
     pub(super) accel: Engines,
     pub(super) coder: Coder,
+    /// The way to the accel cores, if there are any, for what would keep this core for long.
+    pub(super) offload: Option<Offload>,
     pub(super) array: Uuid,
     pub(super) tuning: Tuning,
     pub(super) members: Vec<Member>,
@@ -126,13 +129,14 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(shared: Arc<Shared>, core: Rc<CoreState>, parts: Parts) -> Rc<Engine> {
-        let Parts { accel, coder, head, quorum, tuning, zeroes, nonce, events } = parts;
+        let Parts { accel, coder, offload, head, quorum, tuning, zeroes, nonce, events } = parts;
         let l = &shared.layout;
         let spare = Rc::new(Spare::new(l, core.reactor().dma().limit()));
         Rc::new(Engine {
             core,
             accel,
             coder,
+            offload,
             array: head.array,
             tuning,
             members: (0..l.n()).map(|slot| Member::new(&shared, slot)).collect(),

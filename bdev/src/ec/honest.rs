@@ -27,6 +27,7 @@ pub(crate) enum Window {
     DegradedWrite,
     Recovery,
     BitmapCommit,
+    Elsewhere,
 }
 
 #[inline(always)]

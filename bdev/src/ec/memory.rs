@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod set;
+mod work;
 
 use std::rc::Rc;
 
@@ -14,6 +15,7 @@ use longshore_accel::Channel as Engines;
 use longshore_reactor::DmaBuf;
 
 use self::set::Set;
+use self::work::Work;
 use super::spare::Spare;
 use crate::core::CoreState;
 use crate::io::{IoFlags, IoRef, IoVec, Op};
@@ -36,13 +38,15 @@ pub(super) struct Holdings {
     stuck: Vec<Set>,
     zeroes: DmaBuf,
     spare: Rc<Spare>,
+    work: Work,
 }
 
 impl Holdings {
     /// Room for so many buffers and vectors.
     pub(super) fn new(bufs: usize, vecs: usize, zeroes: DmaBuf, spare: Rc<Spare>) -> Holdings {
-        assert!(vecs <= 128, "the mask of lent vectors has 128 bits");
-        Holdings { hosts: Vec::new(), set: Set::new(0, bufs, vecs), stuck: Vec::new(), zeroes, spare }
+        assert!(vecs < 128, "the mask of lent vectors has 128 bits");
+        let work = Work::default();
+        Holdings { hosts: Vec::new(), set: Set::new(0, bufs, vecs), stuck: Vec::new(), zeroes, spare, work }
     }
 
     fn settled(&self) {
@@ -152,7 +156,7 @@ impl Holdings {
         while self.stuck.iter().any(|s| s.number == number) {
             number = number.wrapping_add(1);
         }
-        let fresh = Set::new(number, self.set.bufs.len(), self.set.vecs.len());
+        let fresh = Set::new(number, self.set.bufs.len(), self.set.vecs.len() - 1);
         self.stuck.push(std::mem::replace(&mut self.set, fresh));
     }
 

@@ -72,11 +72,13 @@ pub(crate) enum Window {
     Create,
     /// The array is being started with fewer members than it starts with by itself.
     Salvage,
+    /// An accel core computes.
+    Elsewhere,
 }
 
 impl Window {
     /// All of them.
-    pub(crate) const ALL: [Window; 10] = [
+    pub(crate) const ALL: [Window; 11] = [
         Window::JournalDurableDataNot,
         Window::BetweenMemberWrites,
         Window::SuperblockUpdate,
@@ -87,6 +89,7 @@ impl Window {
         Window::BitmapCommit,
         Window::Create,
         Window::Salvage,
+        Window::Elsewhere,
     ];
 }
 

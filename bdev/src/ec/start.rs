@@ -78,7 +78,7 @@ pub(super) async fn start_watched(
     let core = CoreState::current();
     let layout = head.layout;
     check_members(name, &head, &members)?;
-    let accel = accel.channel();
+    let (accel, offload) = (accel.channel(), accel.offload());
     let coder = accel
         .coder(MatrixKind::Cauchy, layout.k, layout.m)
         .map_err(|e| BdevError::Invalid(format!("array '{name}': {e}")))?;
@@ -106,7 +106,7 @@ pub(super) async fn start_watched(
             }
         })
     };
-    let parts = Parts { accel, coder, head, quorum, tuning, zeroes, nonce, events };
+    let parts = Parts { accel, coder, offload, head, quorum, tuning, zeroes, nonce, events };
     let engine = Engine::new(shared.clone(), core, parts);
     let begun = match engine.stock() {
         Ok(()) => begin(&engine)

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use longshore_accel::cores::CoreStats;
 use longshore_accel::{Capability, Operation};
 use serde_json::{Map, Value, json};
 
@@ -96,11 +97,14 @@ pub(super) fn declare(registry: &mut Registry) {
         })
         .doc(
             "What the modules did, of each operation that was done: for arrays `ec_encode`, `ec_update`, `ec_decode`, `xor`, and `crc32c` of what is logged; \
-             for encrypting devices `encrypt` and `decrypt`. `executed` counts calls, `num_bytes` what they read. There are no sequences: those counters are 0.",
+             for encrypting devices `encrypt` and `decrypt`. `executed` counts calls, `num_bytes` what they read; of these, `offloaded` and `offloaded_num_bytes` \
+             count what the cores of `--accel-mask` did, `queue_full` what was done where it was wanted because these had too much to do. `cores` has what \
+             each of them did, `busy_us` microseconds long in all. There are no sequences: those counters are 0.",
         )
         .result(
             "{sequence_executed, sequence_failed, sequence_outstanding, task_outstanding, \
-             operations[]: {opcode, module_name, executed, failed, num_bytes}, retry_*}",
+             operations[]: {opcode, module_name, executed, failed, num_bytes, offloaded, offloaded_num_bytes, queue_full}, \
+             cores[]: {lcore, tid, jobs, num_bytes, busy_us, queued}, retry_*}",
         ),
     );
 }
@@ -129,9 +133,17 @@ fn stats(app: &App) -> Value {
         let module = app.accel.engine(*op)?.name();
         Some(json!({
             "opcode": op.name(), "module_name": module, "executed": s.executed, "failed": s.failed, "num_bytes": s.bytes,
+            "offloaded": s.offloaded, "offloaded_num_bytes": s.offloaded_bytes, "queue_full": s.queue_full,
         }))
     });
     out.insert("operations".into(), shown.collect());
+    let cores = app.accel.cores().map_or_else(Vec::new, |cores| cores.stats());
+    let core = |c: &CoreStats| {
+        json!({
+            "lcore": c.cpu, "tid": c.tid, "jobs": c.jobs, "num_bytes": c.bytes, "busy_us": c.busy_ns / 1000, "queued": c.queued,
+        })
+    };
+    out.insert("cores".into(), cores.iter().map(core).collect());
     let retries = ["retry_task", "retry_sequence", "retry_iobuf", "retry_bufdesc"];
     out.extend(retries.iter().map(|key| (key.to_string(), json!(0))));
     Value::Object(out)

@@ -10,6 +10,7 @@ pub(super) struct Set {
     /// Children name it: it is not the only one if children of an earlier one hang.
     pub(super) number: u16,
     pub(super) bufs: Vec<Option<DmaBuf>>,
+    /// The last one is always empty, and lent while an accel core works on the memory of all others.
     pub(super) vecs: Vec<Vec<IoVec>>,
     /// Of each vector the host's requests whose memory it points to.
     pub(super) of: Vec<u64>,
@@ -28,8 +29,8 @@ impl Set {
         Set {
             number,
             bufs: (0..bufs).map(|_| None).collect(),
-            vecs: (0..vecs).map(|_| Vec::new()).collect(),
-            of: vec![0; vecs],
+            vecs: (0..=vecs).map(|_| Vec::new()).collect(),
+            of: vec![0; vecs + 1],
             idle: Vec::new(),
             lent: 0,
             given_up: 0,

@@ -41,5 +41,6 @@ fn name(w: Window) -> &'static str {
         Window::BitmapCommit => "bitmap commit",
         Window::Create => "create",
         Window::Salvage => "salvage",
+        Window::Elsewhere => "an accel core computes",
     }
 }

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use longshore_accel::Accel;
+use longshore_accel::cores::CoresOptions;
+use longshore_accel::{Accel, Cores};
 use longshore_reactor::sim::Random;
 use uuid::Uuid;
 
@@ -40,6 +41,8 @@ pub(super) struct Array {
     /// The array is made by what makes arrays; `None`: its superblocks and bitmaps are just there.
     pub(super) made: Option<Made>,
     seed: u64,
+    /// There are accel cores; this decides how long they take.
+    accel: Option<u64>,
 }
 
 impl Array {
@@ -70,7 +73,9 @@ impl Array {
         };
         let mut layout = Layout::compute(k, m, strip, block, 16 << 20, &o).expect("a legal layout");
         layout.stripes = 6 + random.below(20);
-        Array { layout, members, made: Made::of(seed, o), seed }
+        // The others have none, and do what they did before there were any.
+        let accel = (seed % 4 == 1).then(|| random.bits());
+        Array { layout, members, made: Made::of(seed, o), seed, accel }
     }
 
     pub(super) fn head(&self) -> Superblock {
@@ -88,6 +93,21 @@ impl Array {
             Some(made) if made.array.get().is_none() => sb.array != ANOTHER,
             _ => sb.array == self.uuid(),
         }
+    }
+
+    /// What computes: on the array's core, or on two accel cores, of which one is another reactor. Jobs of any size go there, or not those of a few
+    /// blocks, and begin at once or as late as a member answers.
+    fn engines(&self, place: &Place) -> Accel {
+        let Some(seed) = self.accel else { return Accel::default() };
+        let random = Mutex::new(Random::new(seed ^ place.world.life()));
+        let before = move || {
+            let mut random = random.lock().unwrap_or_else(PoisonError::into_inner);
+            let most = [1, 50, 500, 5000][random.below(4) as usize];
+            Duration::from_micros(random.below(most))
+        };
+        let options = CoresOptions { least: [0, 0, 32 << 10][(seed % 3) as usize], before: Some(Arc::new(before)) };
+        let cores = place.reactor.peers().iter().rev().cloned().collect();
+        Accel::default().with_cores(Cores::on(cores, options))
     }
 
     /// Lets the array be there: a superblock on every member.
@@ -185,7 +205,7 @@ impl Array {
             // Often at once: what is stored too early shows only until the next flush.
             rebuild_checkpoint: Duration::from_micros([0, 0, 20, 300][place.world.below(4) as usize]),
         };
-        start_watched(&place.registry, DEVICE, start, members, tuning, &Accel::default(), None)
+        start_watched(&place.registry, DEVICE, start, members, tuning, &self.engines(place), None)
             .await
             .map(drop)
             .map_err(|e| e.to_string())

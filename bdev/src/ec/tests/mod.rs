@@ -1,6 +1,7 @@
 //! Arrays on devices in memory, on a simulated reactor.
 
 mod basic;
+mod elsewhere;
 mod engines;
 mod faulty;
 pub(in crate::ec) mod hung;

@@ -6,8 +6,11 @@
 
 use std::rc::Rc;
 
+use longshore_accel::Rebuilder;
+
 use super::super::engine::Engine;
 use super::super::layout::{Layout, MAX_DATA, MAX_MEMBERS, MAX_PARITY};
+use super::super::memory::{Holdings, VecId};
 use super::masked;
 use super::plan::{self, Plan, Span, Touch, Way};
 use super::state::{Kind, State};
@@ -64,6 +67,7 @@ pub(super) fn written(l: &Layout, s: &State) -> u64 {
 }
 
 /// Finds what is written of each data strip: vectors `0..k`. Requests have the memory that they say.
+#[inline]
 pub(super) fn data(l: &Layout, s: &mut State) {
     let n = l.n();
     for d in masked(s.touch.touched) {
@@ -122,8 +126,73 @@ fn old_offset(s: &State, d: usize) -> usize {
     if s.plan.way == Way::Modify { 0 } else { (s.touch.own[d].lo - s.touch.rows.lo) as usize }
 }
 
+/// Who computes.
+pub(super) trait Computer {
+    /// Adds a vector to a buffer.
+    fn xor(&mut self, engine: &Engine, h: &mut Holdings, buf: usize, v: VecId);
+
+    /// Brings parity, in the buffers `results`, up to date with the change of data strip `d` in a vector.
+    fn update(&mut self, engine: &Engine, h: &mut Holdings, d: usize, v: VecId, results: &[(usize, usize)], len: usize);
+
+    /// Computes parity.
+    fn encode(&mut self, engine: &Engine, h: &mut Holdings, sources: &[VecId], results: &[(usize, usize)], len: usize);
+
+    /// Decodes what was lost.
+    fn decode(
+        &mut self,
+        decoder: &Rebuilder,
+        h: &mut Holdings,
+        sources: &[VecId],
+        results: &[(usize, usize)],
+        len: usize,
+    );
+}
+
+/// This core, at once.
+pub(super) struct Here;
+
+impl Computer for Here {
+    #[inline]
+    fn xor(&mut self, engine: &Engine, h: &mut Holdings, buf: usize, v: VecId) {
+        h.xor_into(&engine.accel, buf, 0, v);
+    }
+
+    #[inline]
+    fn update(
+        &mut self,
+        engine: &Engine,
+        h: &mut Holdings,
+        d: usize,
+        v: VecId,
+        results: &[(usize, usize)],
+        len: usize,
+    ) {
+        let coder = &engine.coder;
+        h.combine(&[v], results, len, |src, dst| coder.update(d, src[0], dst));
+    }
+
+    #[inline]
+    fn encode(&mut self, engine: &Engine, h: &mut Holdings, sources: &[VecId], results: &[(usize, usize)], len: usize) {
+        let coder = &engine.coder;
+        h.combine(sources, results, len, |src, dst| coder.encode(src, dst));
+    }
+
+    #[inline]
+    fn decode(
+        &mut self,
+        decoder: &Rebuilder,
+        h: &mut Holdings,
+        sources: &[VecId],
+        results: &[(usize, usize)],
+        len: usize,
+    ) {
+        h.combine(sources, results, len, |src, dst| decoder.decode(src, dst));
+    }
+}
+
 /// Decodes the data that could not be read.
-pub(super) fn decode(engine: &Rc<Engine>, s: &mut State) {
+#[inline]
+pub(super) fn decode(engine: &Rc<Engine>, s: &mut State, by: &mut impl Computer) {
     let l = &engine.shared.layout;
     for i in masked(s.plan.read) {
         let v = 2 * l.n() + i;
@@ -141,11 +210,12 @@ pub(super) fn decode(engine: &Rc<Engine>, s: &mut State) {
     }
     let rows = s.touch.rows.len() as usize;
     let (ns, nr) = (decoder.sources().len(), decoder.lost().len());
-    s.h.combine(&sources[..ns], &results[..nr], rows, |src, dst| decoder.decode(src, dst));
+    by.decode(&decoder, &mut s.h, &sources[..ns], &results[..nr], rows);
 }
 
 /// Computes new parity and sets vectors `k..n`.
-pub(super) fn parity(engine: &Rc<Engine>, s: &mut State) {
+#[inline]
+pub(super) fn parity(engine: &Rc<Engine>, s: &mut State, by: &mut impl Computer) {
     let l = &engine.shared.layout;
     let (k, m, n) = (l.k, l.m, l.n());
     let rows = s.touch.rows;
@@ -158,13 +228,12 @@ pub(super) fn parity(engine: &Rc<Engine>, s: &mut State) {
         for d in masked(s.touch.touched) {
             let own = s.touch.own[d];
             // Old data become the difference.
-            s.h.xor_into(&engine.accel, d, 0, d);
+            by.xor(engine, &mut s.h, d, d);
             let at = (own.lo - rows.lo) as usize;
             results[..m].iter_mut().for_each(|r| r.1 = at);
             s.h.clear(n + d);
             s.h.push_buf(n + d, d, 0, own.len() as usize);
-            let coder = &engine.coder;
-            s.h.combine(&[n + d], &results[..m], own.len() as usize, |src, dst| coder.update(d, src[0], dst));
+            by.update(engine, &mut s.h, d, n + d, &results[..m], own.len() as usize);
         }
     } else if s.up >> k != 0 || s.kind == Kind::First {
         let mut sources = [0; MAX_DATA];
@@ -180,8 +249,7 @@ pub(super) fn parity(engine: &Rc<Engine>, s: &mut State) {
             }
             fill(s, n + d, d, hi as usize, len);
         }
-        let coder = &engine.coder;
-        s.h.combine(&sources[..k], &results[..m], len, |src, dst| coder.encode(src, dst));
+        by.encode(engine, &mut s.h, &sources[..k], &results[..m], len);
     }
     for p in k..n {
         s.h.clear(p);

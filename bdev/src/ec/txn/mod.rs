@@ -5,6 +5,7 @@
 
 mod commit;
 mod compute;
+mod elsewhere;
 pub(super) mod plan;
 mod prepare;
 pub(super) mod rows;
@@ -29,6 +30,10 @@ enum Phase {
     /// Waits for memory, requests or a slot of the journal; holds none of them.
     Starved,
     Reading,
+    /// An accel core decodes what could not be read.
+    Decoding,
+    /// An accel core computes parity.
+    Encoding,
     Journaling,
     /// Waits for a flush round.
     Barrier,

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::super::child::Child;
 use super::super::engine::Engine;
 use super::super::faults::{self, Window};
+use super::compute::Here;
 use super::plan::{self, Plan, Way};
 use super::state::{Kind, State};
 use super::{Phase, Txn, compute, masked};
@@ -149,13 +150,22 @@ impl Txn {
             self.let_go(engine, s);
             return self.begin(engine, s);
         }
+        if engine.offload.is_some() {
+            return self.compute_elsewhere(engine, s);
+        }
         if s.plan.way == Way::Decode {
-            compute::decode(engine, s);
+            compute::decode(engine, s, &mut Here);
         }
         compute::data(&engine.shared.layout, s);
-        compute::parity(engine, s);
+        compute::parity(engine, s, &mut Here);
+        self.computed(engine, s);
+    }
+
+    /// Parity is there; checksums are not.
+    #[inline]
+    pub(super) fn computed(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         match s.kind {
-            Kind::Live => self.journal(engine, s),
+            Kind::Live => self.journal(engine, s, |s, i| engine.accel.crc32c(0, s.h.pieces(i))),
             Kind::First | Kind::Fresh => self.gate(engine, s),
         }
     }
