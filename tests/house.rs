@@ -75,6 +75,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("bdev/src/ec/memory.rs", "memory of hosts' requests lent to children"),
     ("bdev/src/ec/memory/work.rs", "memory lent to accel cores"),
     ("bdev/src/ec/remote.rs", "memory of requests lent to the home core"),
+    ("bdev/src/ec/rows/elsewhere.rs", "memory lent to accel cores"),
     ("bdev/src/frame.rs", "completion frames"),
     ("bdev/src/io.rs", "slots reached by their handle"),
     ("bdev/src/job.rs", "children borrow their parent's memory"),

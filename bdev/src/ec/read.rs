@@ -4,6 +4,8 @@
 //! stripe is locked against writers, as many strips are read as decode it, piece by piece, and what a live member could not read is
 //! written back to it.
 
+mod elsewhere;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -33,6 +35,8 @@ enum Phase {
     /// Has the stripe; waits for memory.
     Hungry,
     Sources,
+    /// An accel core decodes.
+    Decoding,
     Healing,
     /// Over, but for requests that hang on a failed member and still use its memory.
     Lingering,
@@ -383,8 +387,21 @@ impl Read {
             sources.iter_mut().zip(decoder.sources()).for_each(|(v, &i)| *v = l.n() + i);
             results.iter_mut().zip(decoder.lost()).for_each(|(r, &i)| *r = (i, 0));
             let (ns, nr) = (decoder.sources().len(), decoder.lost().len());
+            if let Some(offload) = &engine.offload
+                && offload.pays((ns * len) as u64, nr as u64)
+            {
+                let job = s.h.job_of(&engine.accel, &decoder, &sources[..ns], &results[..nr], len);
+                return self.decode_elsewhere(engine, s, offload, job);
+            }
             s.h.combine(&sources[..ns], &results[..nr], len, |src, dst| decoder.decode(src, dst));
         }
+        self.decoded(engine, s);
+    }
+
+    /// All of the piece is there.
+    #[inline]
+    fn decoded(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
+        let l = engine.shared.layout;
         for d in masked(s.bad) {
             let Some(part) = overlap(&l, s, d) else { continue };
             let to = d as u64 * u64::from(l.strip) + u64::from(part.lo) - s.start;

@@ -1,5 +1,7 @@
 //! Rows of a stripe for tasks: the same bytes of many strips, read, checked against each other, decoded and rewritten.
 
+mod elsewhere;
+
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -86,7 +88,7 @@ impl Rows {
 
     /// The first byte of rows where strips of `have` do not fit together, those of `distrust` left out; `None`: they fit, or there
     /// are only k.
-    pub(super) fn mismatch(&mut self, engine: &Engine, have: u64, distrust: u64, len: u32) -> Option<usize> {
+    pub(super) async fn mismatch(&mut self, engine: &Engine, have: u64, distrust: u64, len: u32) -> Option<usize> {
         let sources = lowest(have & !distrust, engine.shared.layout.k);
         let rest = have & !distrust & !sources;
         if rest == 0 {
@@ -97,9 +99,16 @@ impl Rows {
         self.scratch.resize_with(self.scratch.len().max(count), Vec::new);
         let len = len as usize;
         self.scratch[..count].iter_mut().for_each(|s| s.resize(len, 0));
-        let src: Vec<&[u8]> = decoder.sources().iter().map(|&i| &self.bufs[i].as_slice()[..len]).collect();
-        let mut dst: Vec<&mut [u8]> = self.scratch[..count].iter_mut().map(|s| &mut s[..]).collect();
-        decoder.decode(&src, &mut dst);
+        let read = (decoder.sources().len() * len) as u64;
+        if let Some(offload) = engine.offload.as_ref().filter(|o| o.pays(read, count as u64)) {
+            let sources = decoder.sources().iter().map(|&i| self.bufs[i].clone()).collect();
+            let results = std::mem::take(&mut self.scratch);
+            self.scratch = elsewhere::decode(engine, offload, &decoder, sources, results, len).await;
+        } else {
+            let src: Vec<&[u8]> = decoder.sources().iter().map(|&i| &self.bufs[i].as_slice()[..len]).collect();
+            let mut dst: Vec<&mut [u8]> = self.scratch[..count].iter_mut().map(|s| &mut s[..]).collect();
+            decoder.decode(&src, &mut dst);
+        }
         let differ = |(i, s): (usize, &Vec<u8>)| {
             let read = &self.bufs[i].as_slice()[..len];
             if read == &s[..] { None } else { read.iter().zip(s).position(|(a, b)| a != b) }

@@ -1,8 +1,9 @@
 //! Memory that is lent to a job of an accel core: all of it, from the first step that is added until the job is back.
 #![allow(unsafe_code)]
 
-use longshore_accel::{Channel as Engines, Job};
+use longshore_accel::{Channel as Engines, Job, Rebuilder};
 
+use super::super::faults::{self, Window};
 use super::{Holdings, VecId};
 use crate::io::IoVec;
 
@@ -66,9 +67,23 @@ impl Holdings {
         add(job);
     }
 
+    /// A job that decodes.
+    pub(in crate::ec) fn job_of(
+        &mut self,
+        accel: &Engines,
+        decoder: &Rebuilder,
+        sources: &[VecId],
+        results: &[(usize, usize)],
+        len: usize,
+    ) -> Box<Job> {
+        self.step(accel, sources, results, len, |job| job.decode(decoder, len));
+        self.work()
+    }
+
     /// The job, for an accel core.
     pub(in crate::ec) fn work(&mut self) -> Box<Job> {
         let job = self.work.job.take().expect("steps were added");
+        faults::enter(Window::Elsewhere);
         self.work.out = Some(std::ptr::from_ref(&*job) as usize);
         job
     }
@@ -77,6 +92,7 @@ impl Holdings {
     pub(in crate::ec) fn work_ended(&mut self, mut job: Box<Job>) {
         let lies_at = std::ptr::from_ref(&*job) as usize;
         assert_eq!(self.work.out.take(), Some(lies_at), "the job that was given away comes back");
+        faults::leave(Window::Elsewhere);
         job.clear();
         self.work.job = Some(job);
         let everything = self.everything();

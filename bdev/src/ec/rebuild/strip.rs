@@ -8,6 +8,8 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use longshore_accel::{Job, JobOwner, Rebuilder};
+
 use super::super::engine::Engine;
 use super::super::layout::MAX_DATA;
 use super::super::memory::Holdings;
@@ -127,9 +129,12 @@ impl Filler {
         let decoder = self.engine.decoder(1 << target, sources);
         let vectors: [usize; MAX_DATA] = std::array::from_fn(|v| v);
         self.bad.set(0);
+        let len = rows.len() as usize;
+        let decoded = self.decode_elsewhere(&decoder, &vectors[..l.k], len).await;
         pace.work(&self.engine, || {
-            let len = rows.len() as usize;
-            self.h.borrow_mut().combine(&vectors[..l.k], &[(l.k, 0)], len, |src, dst| decoder.decode(src, dst));
+            if !decoded {
+                self.h.borrow_mut().combine(&vectors[..l.k], &[(l.k, 0)], len, |src, dst| decoder.decode(src, dst));
+            }
             self.engine.count_write(rows.len());
             self.send(l.k, self.slot, Op::Write, stripe, rows);
         });
@@ -144,6 +149,28 @@ impl Filler {
             return Outcome::MemberFailed;
         }
         Outcome::Filled
+    }
+
+    /// Has an accel core decode the strip, if there is one and it is much. False: it is to be decoded here.
+    async fn decode_elsewhere(self: &Rc<Self>, decoder: &Rebuilder, vectors: &[usize], len: usize) -> bool {
+        let offload = self.engine.offload.as_ref().filter(|o| o.pays((vectors.len() * len) as u64, 1));
+        let Some(offload) = offload else { return false };
+        let result = [(vectors.len(), 0)];
+        let job = self.h.borrow_mut().job_of(&self.engine.accel, decoder, vectors, &result, len);
+        if let Err(mut job) = offload.submit(job, self.clone()) {
+            self.engine.rebuild.pace.work(&self.engine, || job.run());
+            offload.count(&job);
+            self.h.borrow_mut().work_ended(job);
+            return true;
+        }
+        poll_fn(|cx| {
+            if !self.h.borrow().is_lent() {
+                return Poll::Ready(true);
+            }
+            self.waker.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
     }
 
     /// Sends a request over buffer and vector `v`.
@@ -181,6 +208,13 @@ impl Filler {
             Poll::Pending
         })
         .await
+    }
+}
+
+impl JobOwner for Filler {
+    fn job_done(self: Rc<Self>, job: Box<Job>) {
+        self.h.borrow_mut().work_ended(job);
+        self.look();
     }
 }
 

@@ -72,7 +72,7 @@ impl Engine {
                 let have = self.read_rows(&rows, stripe, piece, up).await;
                 found.unchecked |= up.count_ones() as usize <= l.k;
                 let readable = have == up && have.count_ones() as usize >= l.k;
-                if !readable || rows.mismatch(self, have, 0, piece.len()).is_some() {
+                if !readable || rows.mismatch(self, have, 0, piece.len()).await.is_some() {
                     suspect.push(piece);
                 }
             }
@@ -125,7 +125,7 @@ impl Engine {
         // Each turn adds a strip at least. If there is a set of `spare/2` strips that explains all, then at every byte that does not
         // fit a part of it does, and nothing else of that size: so this finds it, or there is none.
         let mut wrong = 0u64;
-        while let Some(at) = rows.mismatch(self, have, wrong, row.len()) {
+        while let Some(at) = rows.mismatch(self, have, wrong, row.len()).await {
             let column = Column::new(self.coder.codec(), have, |i| rows.strip(i, row.len())[at]);
             let Some(more) = self.explain(&column, have, spare / 2).await else { return Verdict::Ambiguous };
             wrong |= more;
@@ -160,7 +160,7 @@ impl Engine {
         let spare = (have.count_ones() as usize).checked_sub(l.k);
         // As much must speak against the wrong strips now as when they were found.
         let enough = spare.is_some_and(|s| s >= repair.wrong.count_ones() as usize);
-        if !enough || rows.mismatch(self, have, 0, repair.row.len()).is_some() {
+        if !enough || rows.mismatch(self, have, 0, repair.row.len()).await.is_some() {
             return Ok(false);
         }
         if !rows.decode(self, bad, lowest(have, l.k), repair.row.len()) {

@@ -93,6 +93,59 @@ fn members_hold_the_same_whether_accel_cores_compute_or_not() {
 }
 
 #[test]
+fn what_is_read_rebuilt_and_scrubbed_by_accel_cores_is_what_was_written() {
+    sim(9, |r| async move {
+        let mut s = array(&r, 9, 0);
+        s.create(&r).await;
+        // Written where the array is.
+        let there = std::mem::take(&mut s.accel);
+        s.start(&r, &[]).await.unwrap();
+        let mut m = Model::new(&s);
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            for stripe in 0..4 {
+                assert!(m.write(&r, &ch, 512, stripe * 320, 320, stripe as u8 + 1).await.is_ok());
+            }
+        }
+        s.stop().await;
+        s.accel = there;
+        let decoded = |s: &Small| s.accel.stats()[Operation::EcDecode as usize];
+        let node = s.start(&r, &[2]).await.unwrap();
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            m.check(&r, &ch, 512, 64).await;
+        }
+        let read = decoded(&s);
+        assert!(read.offloaded == read.executed && read.offloaded >= 4, "{read:?}");
+        let ec = node.device().as_any().downcast_ref::<crate::ec::Ec>().unwrap();
+        let newcomer = crate::ec::Newcomer { desc: s.open(2).unwrap(), uuid: Uuid::from_u128(500), found: None };
+        ec.join(2, newcomer).await.unwrap();
+        while ec.member_state(2) != crate::ec::format::MemberState::InSync {
+            r.sleep(Duration::from_millis(1)).await;
+        }
+        let rebuilt = decoded(&s);
+        assert!(rebuilt.offloaded == rebuilt.executed && rebuilt.offloaded >= read.offloaded + 4, "{rebuilt:?}");
+        ec.start_scrub(crate::ec::ScrubOptions { stripes_per_second: 0 }).unwrap();
+        while ec.scrub_progress().state == crate::ec::ScrubState::Running {
+            r.sleep(Duration::from_millis(1)).await;
+        }
+        let p = ec.scrub_progress();
+        assert_eq!((p.state, p.mismatches, p.ambiguous, p.unreadable), (crate::ec::ScrubState::Finished, 0, 0, 0));
+        let scrubbed = decoded(&s);
+        assert!(scrubbed.offloaded == scrubbed.executed && scrubbed.offloaded >= rebuilt.offloaded + 4, "{scrubbed:?}");
+        drop(node);
+        s.stop().await;
+        // All data are on the member that was filled, if two of the others go.
+        s.start(&r, &[0, 5]).await.unwrap();
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            m.check(&r, &ch, 512, 64).await;
+        }
+        s.stop().await;
+    });
+}
+
+#[test]
 fn other_requests_go_on_while_a_job_is_under_way_and_the_next_write_to_its_stripe_waits() {
     sim(5, |r| async move {
         let mut s = array(&r, 5, 0);

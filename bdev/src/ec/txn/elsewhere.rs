@@ -6,7 +6,6 @@ use std::rc::Rc;
 use longshore_accel::{Job, JobOwner, Rebuilder};
 
 use super::super::engine::Engine;
-use super::super::faults::{self, Window};
 use super::super::memory::{Holdings, VecId};
 use super::compute::{self, Computer, Here};
 use super::plan::Way;
@@ -100,7 +99,6 @@ impl Txn {
     fn give_away(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         let Some(offload) = &engine.offload else { return };
         let job = s.h.work();
-        faults::enter(Window::Elsewhere);
         if let Err(mut job) = offload.submit(job, self.clone()) {
             job.run();
             offload.count(&job);
@@ -109,7 +107,6 @@ impl Txn {
     }
 
     fn job_ended(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State, job: Box<Job>) {
-        faults::leave(Window::Elsewhere);
         s.h.work_ended(job);
         match (self.phase.get(), s.kind) {
             (Phase::Decoding, _) => self.decoded(engine, s),
