@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use served::verified::{PATIENCE, call};
+use served::verified::{PATIENCE, call, ended, grown, journaled, load};
 use served::{Place, cpus, text, void};
 
 /// Ec0, 4+2 with strips of 512 KiB on six files, served with requests of up to a mebibyte.
@@ -88,6 +88,30 @@ fn an_array_that_encodes_and_decodes_on_an_accel_core_holds_what_was_written() {
     call(&place, "bdev_uring_delete", json!({"name": "d0"}));
     check(&place);
     assert!(daemon.stop().success(), "it ends in order");
+}
+
+#[test]
+fn a_daemon_that_is_told_to_stop_while_accel_cores_compute_ends_in_order_and_loses_nothing() {
+    let all = cpus();
+    let [first, second, ..] = &all[..] else {
+        return void("accel cores of a daemon", "this process may use one CPU only");
+    };
+    let place = place("accel-stop");
+    let options = ["--accel-mask", &format!("[{second}]")];
+    for round in 0..3 {
+        let daemon = place.daemon_on(first, &options);
+        let before = journaled(&place);
+        let mut writes = load(&place, &format!("-o 1M --span 32M -t 600 --seed {round}"));
+        grown(&place, &mut writes, before + 4096, "writes before the end");
+        assert!(offloaded(&place, "ec_encode") > 0);
+        assert!(daemon.stop().success(), "it ends in order");
+        assert!(!ended(writes, "the load").status.success(), "its target went");
+        let daemon = place.daemon_on(first, &options);
+        let mut check = place.perf("", "-q 8 --json --verify-check");
+        let out = check.arg(place.dir.join("journal")).arg("--verify-settle").output().expect("the check runs");
+        assert!(out.status.success(), "{}", text(&out));
+        assert!(daemon.stop().success());
+    }
 }
 
 #[test]
