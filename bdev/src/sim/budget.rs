@@ -87,6 +87,12 @@ impl Budget {
         self.salvaged = self.needs_salvage();
     }
 
+    /// The device starts by itself without `absent`. Who was lost stays so although it is taken: perhaps not all know yet that it lacks nothing.
+    pub fn starts_without(&mut self, absent: &[usize]) {
+        self.lost.extend(absent);
+        self.salvaged = self.needs_salvage();
+    }
+
     /// Blocks of member `m` may be wrong from now on. False: it could not be said which are. Two of what is redundant find one wrong.
     pub fn rot(&mut self, m: usize) -> bool {
         let fits = self.lost.len() + 2 * (self.rotten.len() + 1) <= self.redundancy && !self.lost.contains(&m);
@@ -150,6 +156,8 @@ mod tests {
         let mut b = budget(1, 2);
         b.salvage(4, &[0, 3]);
         assert!(b.needs_salvage() && !b.is_exceeded() && b.left() == 0 && !b.exceed(0, true) && b.fewest(4) == 2);
+        b.starts_without(&[1]);
+        assert!(b.needs_salvage() && !b.is_exceeded() && b.lost().len() == 2, "one that is taken stays lost");
         b.is_whole_again(1);
         assert!(!b.needs_salvage() && b.left() == 0);
         b.is_whole_again(2);

@@ -131,7 +131,11 @@ impl Ledger {
         if plan.salvage && !again {
             self.pinned = Some(plan.clone());
         }
-        budget.salvage(self.members, &plan.taken);
+        if plan.salvage {
+            budget.salvage(self.members, &plan.taken);
+        } else {
+            budget.starts_without(&plan.absent);
+        }
         Ok(Some(plan))
     }
 
