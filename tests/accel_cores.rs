@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use served::verified::{PATIENCE, call, ended, grown, journaled, load};
-use served::{Place, cpus, text, void};
+use served::verified::{PATIENCE, call, checked, ended, grown, journaled, load, written};
+use served::{Place, cpus, void};
 
 /// Ec0, 4+2 with strips of 512 KiB on six files, served with requests of up to a mebibyte.
 fn place(test: &str) -> Place {
@@ -34,15 +34,11 @@ fn place(test: &str) -> Place {
 
 /// Verified writes of a mebibyte over the first 32 MiB.
 fn write(place: &Place, seed: u64) {
-    let mut load = place.perf("", &format!("-w verify -q 8 -o 1M --span 32M -d 150 --flush-every 16 --seed {seed}"));
-    let out = load.arg("--verify-journal").arg(place.dir.join("journal")).output().expect("the load runs");
-    assert!(out.status.success(), "{}", text(&out));
+    written(place, &format!("-o 1M --span 32M -d 150 --flush-every 16 --seed {seed}"));
 }
 
 fn check(place: &Place) {
-    let mut check = place.perf("", "-q 8 --json --verify-check");
-    let out = check.arg(place.dir.join("journal")).output().expect("the check runs");
-    assert!(out.status.success(), "{}", text(&out));
+    checked(place, "", "what was written");
 }
 
 /// How often accel cores did an operation.
@@ -107,9 +103,7 @@ fn a_daemon_that_is_told_to_stop_while_accel_cores_compute_ends_in_order_and_los
         assert!(daemon.stop().success(), "it ends in order");
         assert!(!ended(writes, "the load").status.success(), "its target went");
         let daemon = place.daemon_on(first, &options);
-        let mut check = place.perf("", "-q 8 --json --verify-check");
-        let out = check.arg(place.dir.join("journal")).arg("--verify-settle").output().expect("the check runs");
-        assert!(out.status.success(), "{}", text(&out));
+        checked(&place, "--verify-settle", "after the end");
         assert!(daemon.stop().success());
     }
 }

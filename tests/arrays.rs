@@ -6,14 +6,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use served::verified::{PATIENCE, checked, written};
 use served::{Daemon, Place, rpc, text};
 
 /// Bytes of a disk.
 const DISK: u64 = 24 << 20;
 /// The UUID of Ec0: with it a configuration starts the array also when members were replaced since it was written.
 const UUID: &str = "0a4b8f0e-6f5b-4f0c-8a50-7d0d1a2c3e4f";
-/// Patience with anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A daemon's place, with files and devices d0, d1... on them, and Ec0 of `k` and `m` on the first ones.
 fn place(test: &str, disks: usize, k: usize, m: usize) -> Place {
@@ -65,15 +64,11 @@ fn whole(place: &Place) -> Value {
 
 /// Verified writes over the first 8 MiB, and what they left in the journal.
 fn write(place: &Place, seed: u64) {
-    let mut load = place.perf("", &format!("-w verify -q 8 -o 16K --span 8M -d 600 --flush-every 16 --seed {seed}"));
-    let out = load.arg("--verify-journal").arg(place.dir.join("journal")).output().expect("the load runs");
-    assert!(out.status.success(), "{}", text(&out));
+    written(place, &format!("-o 16K --span 8M -d 600 --flush-every 16 --seed {seed}"));
 }
 
 fn check(place: &Place) {
-    let mut check = place.perf("", "-q 8 --json --verify-check");
-    let out = check.arg(place.dir.join("journal")).output().expect("the check runs");
-    assert!(out.status.success(), "{}", text(&out));
+    checked(place, "", "what was written");
 }
 
 fn pull(place: &Place, device: &str) {

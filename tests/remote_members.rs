@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use served::verified::{self, PATIENCE, attach, call, ended, grown, journaled};
+use served::verified::{self, PATIENCE, attach, call, checked, ended, grown, journaled};
 use served::{Daemon, NQN, Place, rpc, text};
 
 /// Bytes of a file.
@@ -114,9 +114,7 @@ fn stop(upper: &Place, mut load: Child, what: &str) {
 
 /// All that was acknowledged is there, or, with an option that says so, all that a flush covered; and it stays as it is read now.
 fn check(upper: &Place, option: &str, what: &str) {
-    let mut c = upper.perf("", &format!("-q 16 --json {option} --verify-settle --verify-check"));
-    let out = c.arg(upper.dir.join("journal")).output().expect("the check runs");
-    assert!(out.status.success(), "{what}: {}", text(&out));
+    checked(upper, &format!("{option} --verify-settle"), what);
 }
 
 /// Strips of all stripes agree.

@@ -8,7 +8,7 @@ mod served;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use served::verified::{self, PATIENCE, attach, call, ended, grown, journaled};
 use served::{NQN, Place, text};
 
@@ -20,13 +20,9 @@ fn load(upper: &Place, seconds: f64, seed: u64) -> Child {
     verified::load(upper, &format!("-o 4K --span 8M -t {seconds} --fua 20 --flush-every 64 --seed {seed}"))
 }
 
-/// Everything that the journal says was acknowledged is there, seen through `place`.
+/// Writes that the journal says were acknowledged: all are there, seen through `place`.
 fn check(upper: &Place, place: &Place) -> u64 {
-    let mut c = place.perf("", "-q 16 --json --verify-check");
-    let out = c.arg(upper.dir.join("journal")).output().expect("the check runs");
-    assert!(out.status.success(), "{}", text(&out));
-    let v: Value = serde_json::from_slice(&out.stdout).expect("JSON");
-    v["acknowledged"].as_u64().expect("a count")
+    verified::checked_by(place, upper, "", "what was written")["acknowledged"].as_u64().expect("a count")
 }
 
 #[test]

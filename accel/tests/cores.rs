@@ -327,11 +327,14 @@ impl Engine for HeldEngine {
 fn a_reactor_that_stops_waits_for_the_job_that_runs() {
     let held = Arc::new(Held::default());
     let engine = HeldEngine(held.clone());
+    // Kept until the end: whoever drops the last reference waits for the accel cores.
+    let cores = Cores::start(vec![1], CoresOptions::default()).unwrap();
     let runtime = Runtime::start(Options { pin: false, ..Options::default() }).unwrap();
+    let mine = cores.clone();
     let submitted = runtime.cores()[0].call(move |_| {
         let accel = Accel::new(vec![Arc::new(engine)]);
         accel.assign(Operation::Xor, "held").unwrap();
-        let accel = accel.with_cores(Cores::start(vec![1], CoresOptions::default()).unwrap());
+        let accel = accel.with_cores(mine);
         let (engines, offload) = (accel.channel(), accel.offload().unwrap());
         let owner = Owner::new(two());
         assert!(offload.submit(xor_job(&engines, &owner), owner).is_ok());
@@ -343,6 +346,7 @@ fn a_reactor_that_stops_waits_for_the_job_that_runs() {
     held.stopping.store(true, SeqCst);
     runtime.stop();
     assert!(held.ended.load(SeqCst));
+    drop(cores);
 }
 
 #[test]

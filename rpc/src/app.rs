@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use longshore_accel::Accel;
-use longshore_bdev::ec::arrays::{self, Arrays};
+use longshore_bdev::ec::arrays::Arrays;
 use longshore_bdev::nvme::Controllers;
 use longshore_bdev::{CoreOptions, CoreState, Registry as Bdevs};
 use longshore_nvmf::Target;
@@ -209,10 +209,7 @@ impl App {
             target.shutdown().await;
         }
         // Arrays before their members: a member that goes first is one that failed. None is to start meanwhile.
-        self.arrays.drain().await;
-        for node in self.bdevs.list().iter().rev().filter(|node| arrays::array(node).is_some()) {
-            let _ = arrays::close(&self.bdevs, node).await;
-        }
+        self.arrays.drain(&self.bdevs).await;
         self.controllers.detach_all().await;
         for node in self.bdevs.list().iter().rev() {
             let _ = self.bdevs.unregister_node(node).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{NQN, Place};
+use super::{NQN, Place, text};
 
 /// Patience with anything that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,4 +52,23 @@ pub(crate) fn ended(load: Child, what: &str) -> Output {
     let (tx, rx) = std::sync::mpsc::channel();
     std::thread::spawn(move || tx.send(load.wait_with_output()));
     rx.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: the load did not end")).expect("output")
+}
+
+/// Verified writes with these options, all of which must succeed.
+pub(crate) fn written(place: &Place, options: &str) {
+    let out = ended(load(place, options), "verified writes");
+    assert!(out.status.success(), "{}", text(&out));
+}
+
+/// All that the journal says was acknowledged is there, as far as these options want it; what was found.
+pub(crate) fn checked(place: &Place, options: &str, what: &str) -> Value {
+    checked_by(place, place, options, what)
+}
+
+/// As [`checked`], with the journal of `writer`, seen through `place`.
+pub(crate) fn checked_by(place: &Place, writer: &Place, options: &str, what: &str) -> Value {
+    let mut check = place.perf("", &format!("-q 16 --json {options} --verify-check"));
+    let out = check.arg(writer.dir.join("journal")).output().expect("the check runs");
+    assert!(out.status.success(), "{what}: {}", text(&out));
+    serde_json::from_slice(&out.stdout).expect("JSON")
 }

@@ -370,7 +370,7 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
         .count();
     let mut stale: Vec<usize> =
         rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).map(|&(c, _)| c).collect();
-    let was_whole = |s: &Superblock| s.member().state == MemberState::InSync;
+    let was_whole = |s: &Superblock| s.member().state == MemberState::InSync && !s.member().stands_in();
     stale.sort_by_key(|&c| {
         let s = &candidates[c].superblock;
         std::cmp::Reverse((was_whole(s), s.stamp))

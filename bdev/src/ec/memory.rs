@@ -298,6 +298,22 @@ impl Holdings {
         });
     }
 
+    /// Where `len` bytes of a result begin, at `off` of buffer `id`.
+    ///
+    /// # Panics
+    /// If it is shorter, others have it, too, or it is memory of a source.
+    #[inline]
+    fn result(&self, sources: &[VecId], id: usize, off: usize, len: usize) -> *mut u8 {
+        let b = self.set.bufs[id].as_ref().expect("a reserved buffer");
+        assert!(off + len <= b.len() && b.is_unique(), "{off}+{len} of a buffer of {} bytes", b.len());
+        let apart = |p: &IoVec| {
+            let (a, s) = (p.iov_base as usize, b.as_ptr() as usize);
+            a + p.iov_len <= s || s + b.len() <= a
+        };
+        assert!(sources.iter().all(|&v| self.set.vecs[v].iter().all(apart)), "a result is no source");
+        b.as_ptr().wrapping_add(off)
+    }
+
     /// Calls `f` with pieces of the vectors `sources` and the buffers `results`, each from the byte given on: pieces of the same
     /// length, one after the other, `len` bytes in all.
     ///
@@ -313,15 +329,8 @@ impl Holdings {
         self.settled();
         let mut ends = [std::ptr::null_mut::<u8>(); MOST];
         for (i, &(id, off)) in results.iter().enumerate() {
-            let b = self.set.bufs[id].as_ref().expect("a reserved buffer");
-            assert!(off + len <= b.len() && b.is_unique(), "{off}+{len} of a buffer of {} bytes", b.len());
             assert!(results[..i].iter().all(|r| r.0 != id), "a result is written once");
-            let apart = |p: &IoVec| {
-                let (a, s) = (p.iov_base as usize, b.as_ptr() as usize);
-                a + p.iov_len <= s || s + b.len() <= a
-            };
-            assert!(sources.iter().all(|&v| self.set.vecs[v].iter().all(apart)), "a result is no source");
-            ends[i] = b.as_ptr().wrapping_add(off);
+            ends[i] = self.result(sources, id, off, len);
         }
         let mut at = [(0usize, 0usize); MOST];
         let mut done = 0;

@@ -723,4 +723,50 @@ mod tests {
         assert!(s.moved().at.is_empty());
         assert_eq!(get(&s, 3), Some(199_999u32 as u8));
     }
+
+    /// Runs that overlap by half are written, blocks are read, lent and zeroed, and pages given back.
+    #[test]
+    fn large_writes_on_several_threads_never_mix_within_a_block_nor_with_a_loan() {
+        let s = store(4096, 512);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|t| {
+            let writers = [0, 8].map(|lba| {
+                let s = &s;
+                t.spawn(move || {
+                    for i in 0..2000u32 {
+                        let data = vec![i as u8; RUN];
+                        let mut from = Pieces { segments: [&data[..]].into_iter(), cur: &[] };
+                        if !s.stream(lba, 16, &mut from, None) {
+                            let _ = put(s, u64::from(i % 24), i as u8);
+                        }
+                    }
+                })
+            });
+            t.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = s.zero(0, 512, 0);
+                    std::thread::yield_now();
+                }
+            });
+            t.spawn(|| {
+                let (mut n, mut lent) = (0u64, 0u64);
+                while !stop.load(Ordering::Relaxed) || lent == 0 {
+                    n += 1;
+                    if let Some(l) = s.pin(n % 24, 1) {
+                        lent += 1;
+                        let first = seen(&l);
+                        assert!(first.iter().all(|b| *b == first[0]), "a block of two writes was lent");
+                        assert_eq!(first, seen(&l), "a lent block changed");
+                        s.unpin(&l);
+                    }
+                    assert!(get(&s, (n + 5) % 24).is_some(), "a block of two writes was read");
+                }
+            });
+            for w in writers {
+                w.join().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(s.moved().at.is_empty());
+    }
 }

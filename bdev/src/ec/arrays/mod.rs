@@ -25,7 +25,7 @@ use std::time::Duration;
 use longshore_accel::Accel;
 use longshore_reactor::{CoreHandle, Reactor};
 
-use super::create::{Options, clear, prepare};
+use super::create::{Options, clear, prepare, within};
 use super::device::Ec;
 use super::event::Event;
 use super::format::Superblock;
@@ -70,6 +70,9 @@ pub fn array(node: &BdevNode) -> Option<&Ec> {
     node.device().as_any().downcast_ref::<Ec>()
 }
 
+/// How long an array that is about to start keeps a daemon that ends.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// Removes an array; ends when its members are closed and what was acknowledged is durable on them.
 ///
 /// # Errors
@@ -80,6 +83,13 @@ pub async fn close(registry: &Arc<Registry>, node: &Arc<BdevNode>) -> Result<(),
         let _ = closed.await;
     }
     Ok(())
+}
+
+/// Closes all arrays, those made last first.
+async fn close_all(registry: &Arc<Registry>) {
+    for node in registry.list().iter().rev().filter(|node| array(node).is_some()) {
+        let _ = close(registry, node).await;
+    }
 }
 
 impl Arrays {
@@ -165,12 +175,21 @@ impl Arrays {
         .await
     }
 
-    /// From now on no array is made or started; ends when those have started, or failed to, that are about to. Before the arrays are closed for the end
-    /// of the daemon: one that starts later would lose its members, which are closed next, and be rebuilt at the next start. From any thread.
-    pub async fn drain(&self) {
+    /// For the end of the daemon, before the devices are closed: closes all arrays; none is made or started any more. One that is about to start is
+    /// waited for, and closed: its members are closed next, and it would lose them. But not for long, for it may hang on one of them: then it is
+    /// rebuilt at the next start. From any thread.
+    pub async fn drain(self: &Arc<Self>, registry: &Arc<Registry>) {
         self.closing.store(true, Ordering::SeqCst);
+        // Those that run have nothing to wait for.
+        close_all(registry).await;
+        let me = self.clone();
         // Who starts an array has the turn, and looks at the flag when it gets it.
-        drop(self.turns.take().await);
+        let settled =
+            self.on_first_core(move |r| async move { Ok(within(&r, SETTLE, me.turns.take()).await.is_some()) });
+        if !settled.await.unwrap_or(true) {
+            tracing::warn!("an array is still about to start after {} s: it is given up", SETTLE.as_secs());
+        }
+        close_all(registry).await;
     }
 
     fn is_closing(&self) -> bool {

@@ -5,7 +5,6 @@ use longshore_accel::{Channel as Engines, Job, Rebuilder};
 
 use super::super::faults::{self, Window};
 use super::{Holdings, VecId};
-use crate::io::IoVec;
 
 /// The job of what holds memory.
 #[derive(Default)]
@@ -40,14 +39,8 @@ impl Holdings {
         assert_eq!(self.set.lent & !(1 << everything), 0, "memory of requests in flight must stay as it is");
         assert!(self.work.out.is_none(), "one job at a time");
         for (i, &(id, off)) in results.iter().enumerate() {
-            let b = self.set.bufs[id].as_ref().expect("a reserved buffer");
-            assert!(off + len <= b.len() && b.is_unique(), "{off}+{len} of a buffer of {} bytes", b.len());
             assert!(results[..i].iter().all(|r| r.0 != id), "a result is written once");
-            let apart = |p: &IoVec| {
-                let (a, s) = (p.iov_base as usize, b.as_ptr() as usize);
-                a + p.iov_len <= s || s + b.len() <= a
-            };
-            assert!(sources.iter().all(|&v| self.set.vecs[v].iter().all(apart)), "a result is no source");
+            self.result(sources, id, off, len);
         }
         self.set.lent |= 1 << everything;
         self.set.of[everything] = u64::MAX;
