@@ -5,7 +5,8 @@
 //! * If as many members are taken that lack nothing as are needed to read everything, nothing may be missing: the oracle expects what it expects
 //!   after any crash.
 //! * If members are taken that lack something, all blocks may have anything, once, in stripes that such a member lacks a write of; but those do not that lie on a
-//!   member which lacks nothing. What a member lacks is at most what was written since the device was started with it whole: [`Ledger`].
+//!   member which lacks nothing, unless the stripe was zeroed or unmapped since the last start. What a member lacks is at most what was written since the
+//!   device was started with it whole: [`Ledger`].
 //! * Either way what is read first is what is there from then on, whoever is lost later.
 //!
 //! A salvage is repeated with the same members if power fails before the device has started: until then those who are absent may come back as if
@@ -50,6 +51,9 @@ pub(super) struct Ledger {
     lacks: Vec<Vec<bool>>,
     /// Stripes ever written.
     ever: Vec<bool>,
+    /// Stripes that were zeroed or unmapped since the last start. That what was recorded of them before is void may be known to those only who take part in
+    /// later writes, and these may be away.
+    cleared: Vec<bool>,
     /// What has to be repeated.
     pub(super) pinned: Option<Plan>,
 }
@@ -61,6 +65,7 @@ impl Ledger {
             stripe: shape.stripe.max(1),
             members: shape.members,
             lacks: vec![stripes.clone(); shape.members],
+            cleared: stripes.clone(),
             ever: stripes,
             pinned: None,
         }
@@ -69,6 +74,7 @@ impl Ledger {
     /// The device was started with all but those lost, and recovered.
     pub(super) fn started(&mut self, budget: &Budget) {
         (0..self.members).filter(|m| !budget.lost().contains(m)).for_each(|m| self.lacks[m].fill(false));
+        self.cleared.fill(false);
     }
 
     /// A life has ended.
@@ -77,6 +83,9 @@ impl Ledger {
             let stripe = (block / self.stripe) as usize;
             self.ever[stripe] = true;
             self.lacks.iter_mut().for_each(|l| l[stripe] = true);
+        }
+        for (lba, n) in life.cleared() {
+            (lba / self.stripe..=(lba + n - 1) / self.stripe).for_each(|s| self.cleared[s as usize] = true);
         }
         // Whatever they have, it is not what they had.
         life.returned().for_each(|m| self.lacks[m] = self.ever.clone());
@@ -163,7 +172,9 @@ impl Ledger {
             unknown.iter_mut().zip(&self.lacks[m]).for_each(|(u, l)| *u |= l);
         }
         let (per, blocks) = (self.stripe, oracle.blocks());
-        let gone = |b: &u64| unknown[(b / per) as usize] && stack.holder(*b).is_none_or(|m| !kept.contains(&m));
+        let may_be_old =
+            |b: u64| self.cleared[(b / per) as usize] || stack.holder(b).is_none_or(|m| !kept.contains(&m));
+        let gone = |b: &u64| unknown[(b / per) as usize] && may_be_old(*b);
         oracle.give_up((0..blocks).filter(gone));
         for m in 0..self.members {
             // To those who are away, what the stripes are from now on is unknown as well.

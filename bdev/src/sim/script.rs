@@ -95,6 +95,14 @@ pub struct Life {
 }
 
 impl Life {
+    /// Blocks, and how many, that are zeroed or unmapped.
+    pub(super) fn cleared(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.steps.iter().filter_map(|s| match *s {
+            Step::Zeroes(lba, n, _) | Step::Unmap(lba, n) if n > 0 => Some((lba, n)),
+            _ => None,
+        })
+    }
+
     /// Members that return, or have something else when it begins.
     pub(super) fn returned(&self) -> impl Iterator<Item = usize> {
         let back = self.steps.iter().filter_map(|s| if let Step::Return(m, _) = s { Some(*m) } else { None });
