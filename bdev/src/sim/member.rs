@@ -120,8 +120,10 @@ struct Flight {
 
 #[derive(Clone, Copy)]
 enum Work {
-    /// Read; with `true` the data was taken when it was submitted.
-    Read(bool),
+    /// The data is taken when it ends.
+    Read,
+    /// All that was to be done was done when it was submitted; false: the blocks could not be read.
+    Done(bool),
     Write(WriteId),
     Flush(u64),
     Fail,
@@ -173,15 +175,12 @@ impl Inner {
             let (lba, n) = (io.lba() as usize, io.nblocks() as usize);
             let work = match io.op() {
                 _ if dead => Work::Fail,
-                Op::Read if early => {
-                    read(image, &mut io);
-                    Work::Read(true)
-                }
-                Op::Read => Work::Read(false),
+                Op::Read if early => Work::Done(read(image, &mut io)),
+                Op::Read => Work::Read,
                 Op::Flush => Work::Flush(image.mark()),
                 Op::WriteZeroes => Work::Write(image.submit(lba, std::iter::repeat_n(Content::Fill(0), n))),
                 // What a deallocated block reads is the device's choice.
-                Op::Unmap if garbage == 0 => Work::Read(true),
+                Op::Unmap if garbage == 0 => Work::Done(true),
                 Op::Unmap => {
                     let byte = if garbage == 1 { 0 } else { 0xa5 };
                     Work::Write(image.submit(lba, std::iter::repeat_n(Content::Fill(byte), n)))
@@ -305,13 +304,13 @@ impl Inner {
                 _ if gone => Status::INTERNAL_ERROR,
                 _ if aborted => Status::ABORT_REQUESTED,
                 Work::Fail => Status::INTERNAL_ERROR,
-                Work::Read(_) if io.op() == Op::Read && image.spoiled(lba, n) => Status::UNRECOVERED_READ_ERROR,
-                Work::Read(taken) => {
-                    if !taken {
-                        read(image, &mut io);
-                    }
-                    Status::SUCCESS
+                // What could not be read when the data was taken was not, though a write may have mended it since.
+                Work::Done(taken) if !taken || io.op() == Op::Read && image.spoiled(lba, n) => {
+                    Status::UNRECOVERED_READ_ERROR
                 }
+                Work::Done(_) => Status::SUCCESS,
+                Work::Read if read(image, &mut io) => Status::SUCCESS,
+                Work::Read => Status::UNRECOVERED_READ_ERROR,
                 Work::Write(id) => {
                     image.complete(id, lba, n, io.flags().has(IoFlags::FUA));
                     Status::SUCCESS
@@ -326,11 +325,13 @@ impl Inner {
     }
 }
 
-fn read(image: &super::image::Image, io: &mut IoRef) {
+/// False: one of the blocks cannot be read.
+fn read(image: &super::image::Image, io: &mut IoRef) -> bool {
     let (lba, bs) = (io.lba() as usize, image.block_size());
     let mut whole = vec![0; io.nblocks() as usize * bs];
+    let mut readable = true;
     for (i, block) in whole.chunks_exact_mut(bs).enumerate() {
-        image.read(lba + i, block);
+        readable &= image.read(lba + i, block);
     }
     let mut from = &whole[..];
     for seg in io.segments_mut() {
@@ -338,6 +339,7 @@ fn read(image: &super::image::Image, io: &mut IoRef) {
         seg[..n].copy_from_slice(&from[..n]);
         from = &from[n..];
     }
+    readable
 }
 
 impl IoChannel for SimChannel {

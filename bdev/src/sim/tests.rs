@@ -8,6 +8,7 @@ use longshore_reactor::Reactor;
 use super::*;
 use crate::base::Base;
 use crate::channel::Channel;
+use crate::core::{CoreOptions, CoreState};
 use crate::device::{Bdev, Geometry, IoChannel, SupportedOps};
 use crate::io::{IoFlags, IoId, IoRef, Op};
 use crate::node::BdevNode;
@@ -168,6 +169,33 @@ fn a_write_acknowledged_before_it_is_done_is_caught() {
 #[test]
 fn a_write_in_the_wrong_place_is_caught() {
     caught(Fault::Misplace);
+}
+
+#[test]
+fn what_was_there_before_a_block_became_unreadable_is_never_read_though_a_write_mends_it_meanwhile() {
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..100 {
+        let read = crate::ec::tests::sim(seed, async move |r| {
+            drop(CoreState::init(&r, CoreOptions { requests: 16, child_reserve: 0 }));
+            let mut image = Image::new(512, 16, true);
+            image.put(3, [Content::Fill(1)]);
+            image.spoil(3);
+            let world = World::new(seed, vec![image], Vec::new);
+            world.power_on();
+            let reg = Registry::new();
+            reg.register("m", None, SimMember::new(&world, 0)).unwrap();
+            let desc = reg.open("m", true, Box::new(|_| {})).unwrap();
+            let c = desc.channel().unwrap();
+            let mut new = r.dma().alloc(512).unwrap();
+            new.get_mut().unwrap().fill(2);
+            let read = c.read(3, 1, r.dma().alloc(512).unwrap());
+            assert!(c.write(3, 1, new, IoFlags::NONE).await.0.is_ok());
+            let (status, buf) = read.await;
+            status.is_ok().then(|| buf.unwrap().as_slice()[0])
+        });
+        seen.insert(read);
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [None, Some(2)]);
 }
 
 #[test]
