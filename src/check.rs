@@ -19,8 +19,8 @@ const CANNOT: u8 = 4;
 /// Give all its files or devices, in any order; no daemon may be serving them. It reports what a start would do (which members it would
 /// take, which writes it would finish from the journal) and compares the strips of every stripe that holds data.
 ///
-/// Exit status: 0 sound, 1 degraded (members missing, stale or being filled), 2 damaged, 3 the devices do not make an array that
-/// could start, 4 the check could not be made.
+/// Exit status: 0 sound, 1 degraded (members missing, stale or being filled, or unable to read what others make up for), 2 damaged, 3 the
+/// devices do not make an array that could start, 4 the check could not be made.
 #[derive(Parser, Debug)]
 #[command(name = "longshore check", version)]
 struct Args {

@@ -3,19 +3,23 @@
 //! It does in memory what a start would do: chooses the members, merges the pages of the map, decides which records of the journal
 //! are rolled forward. Then it computes, for every stripe that holds data, whether its strips agree. It shares the format with the
 //! engine but none of its code, so that each finds the other's mistakes.
+//!
+//! What a member cannot read is redundancy that is gone: the array is degraded as long as others make up for it, and damaged where they do not.
 
 mod bitmaps;
 mod journal;
 mod report;
 mod stripes;
+mod tally;
 
-pub use report::{Counts, Device, Finding, Report, Verdict};
+pub use report::{Counts, Device, Finding, Report, Verdict, Weight};
 
 use std::io;
 
 use super::assemble::{Assembly, Candidate, Decision, Situation, decide};
 use super::format::{FormatError, MemberState, Superblock};
 use super::layout::{Layout, SUPERBLOCK_BYTES};
+use tally::REPLACE;
 
 /// A device or image that is read.
 pub trait ReadAt {
@@ -68,6 +72,19 @@ impl Opened<'_> {
         self.slots[slot].map(|d| self.devices[d])
     }
 
+    /// What messages call the member in `slot`.
+    fn title(&self, slot: usize) -> String {
+        match self.device(slot) {
+            Some(device) => format!("'{}' in slot {slot}", device.name()),
+            None => format!("the member in slot {slot}"),
+        }
+    }
+
+    /// Whether the member in `slot` is there and in sync.
+    fn in_sync(&self, slot: usize) -> bool {
+        self.slots[slot].is_some() && self.head.members[slot].state == MemberState::InSync
+    }
+
     /// Whether the member in `slot` is there and asked for records.
     fn takes_part(&self, slot: usize) -> bool {
         let used = matches!(self.head.members[slot].state, MemberState::InSync | MemberState::Rebuilding);
@@ -89,13 +106,13 @@ impl Opened<'_> {
 /// Verifies the array that `devices` are members of. Reads only; memory is bounded by the format's limits, whatever the devices hold.
 pub fn check(devices: &[&dyn ReadAt], scope: Scope) -> Report {
     let mut report = Report::default();
-    let Some(opened) = open(devices, &mut report) else {
+    let Some(mut opened) = open(devices, &mut report) else {
         report.verdict = Verdict::NotAssembled;
         return report;
     };
     let map = bitmaps::map(&opened, &mut report);
     bitmaps::intents(&opened, &mut report);
-    let redo = journal::redo(&opened, &map, &mut report);
+    let redo = journal::redo(&mut opened, &map, &mut report);
     stripes::stripes(&opened, &map, &redo, scope, &mut report);
     report.conclude();
     report
@@ -159,15 +176,27 @@ fn open<'a>(devices: &'a [&'a dyn ReadAt], report: &mut Report) -> Option<Opened
 /// The superblock of a device; what is wrong, in words, if it has none.
 fn read_superblock(device: &dyn ReadAt) -> Result<Superblock, String> {
     let mut copies = [vec![0; SUPERBLOCK_BYTES as usize], vec![0; SUPERBLOCK_BYTES as usize]];
-    for (copy, bytes) in (0..).zip(&mut copies) {
+    for copy in 0..2 {
         let at = Layout::superblock_at(copy);
         if at + SUPERBLOCK_BYTES > device.bytes() {
             return Err(format!("{} bytes: too small for a member", device.bytes()));
         }
-        device.read_at(at, bytes).map_err(|e| format!("superblock copy {copy} cannot be read: {e}"))?;
+        if let Err(e) = device.read_at(at, &mut copies[copy as usize]) {
+            let other = &mut copies[1 - copy as usize];
+            let read = device.read_at(Layout::superblock_at(1 - copy), other);
+            return Err(match read.ok().and_then(|()| Superblock::decode(other).ok()) {
+                Some(s) => format!(
+                    "superblock copy {copy} cannot be read: {e}; the other one says slot {}, {}, but may be the older one: not taken, {REPLACE}",
+                    s.slot, s.stamp
+                ),
+                None => format!("superblock copy {copy} cannot be read: {e}"),
+            });
+        }
     }
     Superblock::select([&copies[0], &copies[1]]).map_err(|e: FormatError| format!("no superblock: {e}"))
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unreadable_tests;

@@ -15,9 +15,9 @@ pub enum Verdict {
     /// All members are there, and everything agrees.
     #[default]
     Sound,
-    /// Everything that is there agrees, but members are missing, stale or being filled.
+    /// Everything that is there agrees, but members are missing, stale or being filled, or cannot read all that they hold: there is less to spare.
     Degraded,
-    /// Something that must agree does not, or was lost.
+    /// Something that must agree does not, or was lost, or cannot be read of enough members.
     Damaged,
     /// The devices do not make an array that could start.
     NotAssembled,
@@ -30,11 +30,22 @@ impl Verdict {
     }
 }
 
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// To be known.
+    Note,
+    /// A member lacks what others make up for: something is to be done before more is lost.
+    Degraded,
+    /// It must not be.
+    Damage,
+}
+
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// It must not be.
-    pub damage: bool,
+    /// How much it matters.
+    pub weight: Weight,
     /// What it is.
     pub text: String,
 }
@@ -63,6 +74,8 @@ pub struct Counts {
     pub unverifiable: u64,
     /// Stripes whose strips do not agree, or of which too few can be read.
     pub bad: u64,
+    /// Stripes of which not all strips that count can be read: they are among the others, too.
+    pub unreadable: u64,
     /// Pages of the map that are not the same on all members: a start makes them so.
     pub map_pages_differ: u64,
     /// Regions with writes that a missing member lacks.
@@ -88,21 +101,33 @@ pub struct Report {
     pub degraded: usize,
     /// Figures.
     pub counts: Counts,
-    /// What was found, at most 200 of it.
+    /// What was found: at most 200, and what is said once for each member.
     pub findings: Vec<Finding>,
     /// What was found beyond those.
     pub more: u64,
     damaged: bool,
+    weakened: bool,
 }
 
 impl Report {
     pub(super) fn note(&mut self, text: String) {
-        self.add(Finding { damage: false, text });
+        self.add(Finding { weight: Weight::Note, text });
+    }
+
+    /// Always kept: say such a thing once for each member.
+    pub(super) fn degrade(&mut self, text: String) {
+        self.weakened = true;
+        self.findings.push(Finding { weight: Weight::Degraded, text });
+    }
+
+    /// What to do. Always kept, as [`degrade`](Report::degrade).
+    pub(super) fn advise(&mut self, text: String) {
+        self.findings.push(Finding { weight: Weight::Note, text });
     }
 
     pub(super) fn damage(&mut self, text: String) {
         self.damaged = true;
-        self.add(Finding { damage: true, text });
+        self.add(Finding { weight: Weight::Damage, text });
     }
 
     fn add(&mut self, finding: Finding) {
@@ -132,7 +157,7 @@ impl Report {
     pub(super) fn conclude(&mut self) {
         self.verdict = match () {
             () if self.damaged => Verdict::Damaged,
-            () if self.degraded > 0 => Verdict::Degraded,
+            () if self.weakened || self.degraded > 0 => Verdict::Degraded,
             () => Verdict::Sound,
         };
     }
@@ -156,19 +181,24 @@ impl fmt::Display for Report {
             )?;
             writeln!(
                 f,
-                "  stripes: {} of {} hold data: {} agree, {} have nothing to compare with, {} are bad",
-                c.mapped, c.stripes, c.agree, c.unverifiable, c.bad
+                "  stripes: {} of {} hold data: {} agree, {} have nothing to compare with, {} are bad; {} have strips that cannot be read",
+                c.mapped, c.stripes, c.agree, c.unverifiable, c.bad, c.unreadable
             )?;
         }
         for finding in &self.findings {
-            writeln!(f, "  {}: {}", if finding.damage { "DAMAGE" } else { "note" }, finding.text)?;
+            let word = match finding.weight {
+                Weight::Note => "note",
+                Weight::Degraded => "degraded",
+                Weight::Damage => "DAMAGE",
+            };
+            writeln!(f, "  {word}: {}", finding.text)?;
         }
         if self.more > 0 {
             writeln!(f, "  and {} findings more", self.more)?;
         }
         f.write_str(match self.verdict {
             Verdict::Sound => "sound",
-            Verdict::Degraded => "degraded: what is there agrees",
+            Verdict::Degraded => "degraded: what is there and can be read agrees",
             Verdict::Damaged => "DAMAGED",
             Verdict::NotAssembled => "does not make an array that could start",
         })

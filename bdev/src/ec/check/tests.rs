@@ -163,14 +163,16 @@ fn pages_of_the_map_that_differ_are_merged_and_a_page_lost_on_all_is_damage() {
     assert_eq!((r.verdict, r.counts.map_pages_differ, r.counts.mapped), (Verdict::Sound, 1, 4), "{r}");
     let at = array.head.layout.map_page_at(0, 0);
     array.put(0, at, &[0; 8192]);
-    assert_eq!(run(&array.members).verdict, Verdict::Sound);
+    let r = run(&array.members);
+    assert_eq!(r.verdict, Verdict::Degraded, "{r}");
+    assert!(says(&r).contains("degraded: 'disk0' in slot 0: 1 page of its map cannot be read or is damaged"), "{r}");
     for slot in 0..6 {
         array.put(slot, at, &[0xee; 8192]);
     }
     let r = run(&array.members);
     assert!(
         r.verdict == Verdict::Damaged
-            && says(&r).contains("DAMAGE: page 0 of the map is lost: 'disk0': not an array's"),
+            && says(&r).contains("DAMAGE: page 0 of the map is lost: 'disk0' in slot 0: not an array's"),
         "{r}"
     );
 }
