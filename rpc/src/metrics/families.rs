@@ -192,7 +192,7 @@ pub static FAMILIES: &[Family] = families! {
             o.put(&[&c.cpu, "admin"], g.admin_qpairs);
             o.put(&[&c.cpu, "io"], g.io_qpairs);
         }));
-    Counter "longshore_nvmf_refused_connects_total" CORE, "Connects refused because the core had no buffer left to promise",
+    Counter "longshore_nvmf_refused_connects_total" CORE, "Connects refused because the core had no buffer or request left to promise, to anybody or to that host",
         Cores(|c, o| c.group.iter().for_each(|g| o.put(&[&c.cpu], g.refused_connects)));
     Counter "longshore_nvmf_completed_total" CORE, "NVMe commands ended",
         Cores(|c, o| c.group.iter().for_each(|g| o.put(&[&c.cpu], g.completed_nvme_io)));

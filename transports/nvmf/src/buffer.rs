@@ -5,32 +5,34 @@ use std::rc::Rc;
 use longshore_reactor::{DmaBuf, Shortage};
 
 use crate::poll_group::PollGroup;
+use crate::promise::Refused;
 use crate::qpair::Qpair;
 use crate::request::Phase;
-use crate::share::Want;
+use crate::share::{Host, Want};
 
 /// Commands served per turn.
 const BUDGET: usize = 64;
 
 impl Qpair {
-    /// Sets the buffer aside that a connected queue pair always has. False: the core cannot promise any more.
-    pub(crate) fn reserve_buffer(&self) -> bool {
-        let len = self.options.max_io_size as usize;
+    /// Sets the buffer aside that a connected queue pair of `host` always has.
+    pub(crate) fn reserve_buffer(&self, host: Rc<Host>) -> Result<(), Refused> {
+        let (reactor, shares) = (self.group.reactor(), &self.group.shares);
+        let (len, requests) = (self.options.max_io_size as usize, self.own_requests());
         let mut own = self.reserve.borrow_mut();
         if own.is_none() {
-            *own = self.group.reactor().dma().reserve(len);
-            if own.is_some() {
-                self.group.shares.promise(self.group.reactor(), len, self.own_requests(), true);
-            }
+            shares.may_promise(reactor, &host, len, requests)?;
+            let buffer = reactor.dma().reserve(len).ok_or(Refused::Core)?;
+            shares.promise(reactor, &host, len, requests, true);
+            *own = Some((buffer, host));
         }
-        own.is_some()
+        Ok(())
     }
 
     /// Gives it back.
     pub(crate) fn unreserve_buffer(&self) {
         let own = self.reserve.borrow_mut().take();
-        if let Some(own) = own {
-            self.group.shares.promise(self.group.reactor(), own.size(), self.own_requests(), false);
+        if let Some((own, host)) = own {
+            self.group.shares.promise(self.group.reactor(), &host, own.size(), self.own_requests(), false);
         }
     }
 
@@ -61,7 +63,7 @@ impl Qpair {
     /// The queue pair's own buffer, if it is free.
     fn own_buffer(&self, slot: u16, len: usize) -> Option<DmaBuf> {
         match &*self.reserve.borrow() {
-            Some(own) => own.take(len),
+            Some((own, _)) => own.take(len),
             // Not connected yet. What all share must come back at once: not for data that the host has yet to send. (In a capsule it has
             // been sent: a transport asks when all of it is here.)
             None if self.slots[usize::from(slot)].borrow().data_inside => {

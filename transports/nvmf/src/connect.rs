@@ -196,13 +196,14 @@ fn set_queue(qp: &Qpair, cmd: &ConnectCmd) {
 }
 
 /// Takes what a queue pair is guaranteed: one buffer of the largest size, and requests of the block layer.
-fn reserve(qp: &Qpair) -> Result<(), Refusal> {
+fn reserve(qp: &Qpair, hostnqn: &str, hostid: [u8; 16]) -> Result<(), Refusal> {
     let g = &qp.group;
-    if !g.shares.can_promise(qp.own_requests()) || !qp.reserve_buffer() {
+    let host = g.shares.host(g.reactor(), hostnqn, hostid);
+    qp.reserve_buffer(host.clone()).map_err(|why| {
         g.counters.refused.set(g.counters.refused.get() + 1);
-        return Err(Refusal(Status::CONNECT_CONTROLLER_BUSY, 0));
-    }
-    Ok(())
+        g.shares.say_refused(g.reactor(), &host, why);
+        Refusal(Status::CONNECT_CONTROLLER_BUSY, 0)
+    })
 }
 
 fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData) -> Result<u16, Refusal> {
@@ -224,7 +225,7 @@ fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData) -> Result
         let at = connect_invalid_data(ConnectData::OFFSET_CNTLID);
         return Err(Refusal(Status::CONNECT_INVALID_PARAMETERS.with_dnr(), at));
     }
-    reserve(qp)?;
+    reserve(qp, &hostnqn, data.hostid)?;
     let id = g.target().fresh_id();
     let owner = Owner { id, core: g.core(), hostnqn: hostnqn.clone(), hostid: data.hostid };
     let cntlid = g.target().directory().insert(sub, owner);
@@ -279,7 +280,7 @@ fn find_owner(qp: &Qpair, cmd: &ConnectCmd, data: &ConnectData) -> Result<(Quest
     if owner.hostnqn != hostnqn || owner.hostid != data.hostid {
         return Err(Refusal(Status::CONNECT_INVALID_HOST, 0));
     }
-    reserve(qp)?;
+    reserve(qp, &hostnqn, data.hostid)?;
     let q = Question { controller: owner.id, qid: cmd.qid.get(), core: g.core(), serial: qp.serial };
     Ok((q, owner))
 }

@@ -191,7 +191,8 @@ pub struct TargetConfig {
     pub max_subsystems: u32,
     /// What discovery shows.
     pub discovery_filter: DiscoveryFilter,
-    /// Percent, 1 to 100, that one host may hold of what a core shares among all hosts.
+    /// Percent, 1 to 100, that one host may hold of what a core shares among all hosts; and of the whole core, or a tenth if that is more, that
+    /// its queue pairs may have for themselves.
     pub host_share: u8,
 }
 

@@ -83,8 +83,8 @@ pub struct Qpair {
     pub(crate) lines: [Line; 2],
     /// Requests of the block layer that it has.
     pub(crate) requests: Cell<u32>,
-    /// The buffer that this queue pair always has.
-    pub(crate) reserve: RefCell<Option<Reserve>>,
+    /// The buffer that this queue pair always has, and who it was promised to.
+    pub(crate) reserve: RefCell<Option<(Reserve, Rc<Host>)>>,
     /// Whose it is, once Connect succeeded.
     pub(crate) of_host: OnceCell<Rc<Host>>,
     pub(crate) tally: Tally,

@@ -13,6 +13,7 @@ use longshore_bdev::{CoreState, IoRef};
 use longshore_reactor::{Account, Reactor, Reserve};
 
 use crate::control::HostShare;
+use crate::promise::Promised;
 use crate::qpair::Qpair;
 
 /// Requests of the block layer that a queue pair always has.
@@ -73,13 +74,18 @@ pub(crate) struct Host {
     pub(crate) memory: Rc<Account>,
     /// Shared requests that it has.
     pub(crate) requests: Cell<u32>,
+    /// What its queue pairs have for themselves.
+    pub(crate) promised: Promised,
+    /// It was logged that they get no more.
+    pub(crate) told: Cell<bool>,
     lines: [HostLine; 2],
 }
 
 impl Host {
     fn new(key: HostKey) -> Rc<Host> {
         let memory = Rc::new(Account::new(0));
-        Rc::new(Host { key, memory, requests: Cell::new(0), lines: Default::default() })
+        let (requests, promised, told) = Default::default();
+        Rc::new(Host { key, memory, requests, promised, told, lines: Default::default() })
     }
 
     /// Whether commands of it wait.
@@ -97,12 +103,12 @@ pub(crate) struct Shares {
     /// For the data of their Connect commands.
     pub(crate) connect: RefCell<Option<Reserve>>,
     lines: [RefCell<VecDeque<Rc<Host>>>; 2],
-    /// Requests that were promised.
-    promised: Cell<u32>,
-    /// Bytes of buffers that were promised.
-    promised_bytes: Cell<usize>,
+    /// What all queue pairs have for themselves.
+    pub(crate) promised: Promised,
+    /// When it may next be logged that there is no more.
+    pub(crate) silent_until: Cell<u64>,
     /// Percent of what is shared that one host may hold.
-    percent: Cell<u8>,
+    pub(crate) percent: Cell<u8>,
     /// The shortest length that the pool has no buffer for, as far as is known: who wants as much or more waits in line.
     pub(crate) dry: Cell<usize>,
     /// What had returned to the pool when it was last looked at.
@@ -136,8 +142,8 @@ impl Shares {
             strangers: Host::new((String::new(), [0; 16])),
             connect: RefCell::default(),
             lines: Default::default(),
-            promised: Cell::new(0),
-            promised_bytes: Cell::new(0),
+            promised: Promised::default(),
+            silent_until: Cell::new(0),
             percent: Cell::new(percent),
             dry: Cell::new(usize::MAX),
             seen: Cell::new((0, 0)),
@@ -197,18 +203,10 @@ impl Shares {
         }
     }
 
-    /// Whether so many further requests can be promised.
-    pub(crate) fn can_promise(&self, requests: u32) -> bool {
-        let pool = CoreState::current().pool_stats();
-        self.promised.get() + requests <= pool.capacity - pool.child_reserve
-    }
-
-    /// A queue pair with a buffer of its own, and with requests if it has a use for them, came or went.
-    pub(crate) fn promise(&self, reactor: &Reactor, bytes: usize, requests: u32, up: bool) {
-        let n = self.promised.get();
-        self.promised.set(if up { n + requests } else { n - requests });
-        let b = self.promised_bytes.get();
-        self.promised_bytes.set(if up { b + bytes } else { b - bytes });
+    /// A queue pair of `host` with a buffer of its own, and with requests if it has a use for them, came or went.
+    pub(crate) fn promise(&self, reactor: &Reactor, host: &Host, bytes: usize, requests: u32, up: bool) {
+        self.promised.change(bytes, requests, up);
+        host.promised.change(bytes, requests, up);
         self.divide(reactor);
     }
 
@@ -222,13 +220,13 @@ impl Shares {
     /// Works out what is shared, and what of it is the most for one host.
     fn divide(&self, reactor: &Reactor) {
         let part = |whole: usize| (whole as u64 * u64::from(self.percent.get()) / 100) as usize;
-        let bytes = part(reactor.dma().limit().saturating_sub(self.promised_bytes.get()));
+        let bytes = part(reactor.dma().limit().saturating_sub(self.promised.bytes.get()));
         for h in self.hosts() {
             h.memory.set_limit(bytes);
         }
         self.strangers.memory.set_limit(bytes.min(STRANGERS));
         let pool = CoreState::current().pool_stats();
-        let shared = (pool.capacity - pool.child_reserve).saturating_sub(self.promised.get());
+        let shared = (pool.capacity - pool.child_reserve).saturating_sub(self.promised.requests.get());
         self.requests.set(shared);
         self.requests_each.set(part(shared as usize) as u32);
         self.look.iter().for_each(|l| l.set(true));

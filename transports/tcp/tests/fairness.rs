@@ -103,6 +103,42 @@ fn a_host_holds_no_more_than_its_share_over_all_of_its_queues_and_leaves_the_res
     until("A is gone", || stats(&w).hosts.iter().all(|h| h.hostnqn == B));
 }
 
+/// What each queue pair has for itself is promised when it connects, whether it is used or not.
+#[test]
+fn a_host_that_does_nothing_but_connect_leaves_others_half_of_what_can_be_promised() {
+    // Of 64 buffers 32, one of them for the admin queue; of 112 requests 56, four for each I/O queue.
+    let few = CoreOptions { requests: 128, child_reserve: 16 };
+    for (mib, requests, most) in [(8, CoreOptions::default(), 31), (64, few, 14)] {
+        let mut setup = one_core(mib);
+        setup.requests = requests;
+        let w = setup.start();
+        let (admin, mut a) = host(&w, A, most);
+        let connect = |qid: u16| {
+            let mut h = Host::initialised(w.addr, Ic::default());
+            let done = h.connect(qid, 127, admin.cntlid, 0, NQN, A);
+            (h, done.status)
+        };
+        for refused in 1..=3 {
+            let (_, status) = connect(most + 1);
+            assert!(status.is(Status::CONNECT_CONTROLLER_BUSY) && !status.dnr(), "{status}");
+            assert_eq!(stats(&w).refused_connects, refused);
+        }
+        // Another host gets what it needs, and has a share of the rest.
+        let (_b, mut b) = host(&w, B, 4);
+        let shared = (mib << 20) - (usize::from(most) + 1 + 5) * LARGEST;
+        assert_eq!(share(&w, B).max_buffer_bytes as usize, shared / 2);
+        for q in &mut b {
+            assert!(q.write(0, &pattern(1, LARGEST)).status.is_ok());
+        }
+        assert_eq!(stats(&w).refused_connects, 3);
+        // It is no lasting refusal.
+        a.pop();
+        until("a queue is gone", || stats(&w).current_io_qpairs == usize::from(most) as u32 - 1 + 4);
+        let (_again, status) = connect(most);
+        assert!(status.is_ok(), "{status}");
+    }
+}
+
 #[test]
 fn a_connected_queue_always_goes_on_and_a_new_one_is_told_to_retry() {
     let mut setup = one_core(8);

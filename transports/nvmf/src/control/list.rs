@@ -86,7 +86,7 @@ pub struct GroupStats {
     pub traffic: Traffic,
     /// The hosts that are connected.
     pub hosts: Vec<HostShare>,
-    /// Connects refused because the core has no buffer left to promise.
+    /// Connects refused because the core has no buffer or request left to promise, to anybody or to that host.
     pub refused_connects: u64,
     /// Transports that exist.
     pub transports: Vec<TrType>,
