@@ -220,8 +220,10 @@ impl Stage {
             // Less than any of its time limits, the least of which is that for a Connect.
             assert!(begin.elapsed() < Duration::from_secs(8), "the shutdown took {:?}", begin.elapsed());
             // Channels, and what they keep, close in the next turn.
-            let left =
-                |c: &CoreCount| c.requests != 0 || c.connections != 0 || !c.idle || c.buffers.iter().any(|&b| b != 0);
+            let left = |c: &CoreCount| {
+                let &CoreCount { requests, ref buffers, lent, connections, operations, idle } = c;
+                requests != 0 || buffers.iter().any(|&b| b != 0) || lent + connections + operations != 0 || !idle
+            };
             let open =
                 |(name, opens, cores): &(String, usize, usize)| *opens != usize::from(name == "Malloc1") || *cores != 0;
             let none = |c: &Counters| !c.cores.iter().any(left) && !c.devices.iter().any(open);
