@@ -166,6 +166,14 @@ pub fn widen_receive_buffer(fd: impl AsFd, bytes: u32) -> io::Result<()> {
     set_option(&fd, libc::SO_RCVLOWAT, 1)
 }
 
+/// Bytes that were given to a stream socket and that its peer has not acknowledged; 0 where the kernel does not say.
+pub(crate) fn unacknowledged(fd: impl AsFd) -> u64 {
+    let mut n: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes an int to `n`.
+    let res = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut n) };
+    if res == 0 { u64::try_from(n).unwrap_or(0) } else { 0 }
+}
+
 /// Sets an option of `SOL_SOCKET` that is an int.
 fn set_option(fd: impl AsFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = size_of::<libc::c_int>() as libc::socklen_t;

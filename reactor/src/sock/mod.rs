@@ -259,13 +259,25 @@ impl Sock {
         (self.0.received.get(), self.0.sent.get())
     }
 
+    /// Bytes that were ever queued: where in the stream what is queued next begins.
+    pub fn written(&self) -> u64 {
+        self.0.sent.get() + self.queued() as u64
+    }
+
+    /// Bytes that the peer's kernel has acknowledged, of what was queued here. A system call.
+    pub fn acknowledged(&self) -> u64 {
+        let on_the_way = self.0.fd.borrow().as_ref().map_or(0, crate::net::unacknowledged);
+        self.0.sent.get().saturating_sub(on_the_way)
+    }
+
     /// Sets the low-water mark of [`SockHandler::on_sent`]; 256 KiB unless set.
     pub fn set_low_water(&self, bytes: usize) {
         self.0.low_water.set(bytes);
     }
 
     /// Sets who pays when lent memory ([`DmaPool::adopt`](crate::DmaPool::adopt)) that the peer does not take is copied, so that it can
-    /// go back to its owner. If the account may not hold so much for two seconds, the connection ends.
+    /// go back to its owner. If the account may not hold so much and the peer takes nothing for two seconds, or not all of it within the
+    /// time of [`set_send_timeout`](Self::set_send_timeout), the connection ends.
     pub fn set_account(&self, account: Rc<Account>) {
         *self.0.account.borrow_mut() = account;
     }

@@ -17,7 +17,8 @@ const SWEEP: Duration = Duration::from_millis(100);
 const LENT: Duration = Duration::from_millis(100);
 /// ...about so many bytes from one look to the next...
 const LENT_BYTES: usize = 16 << 20;
-/// ...or, where there is no memory for that, the connection ends after so long.
+/// ...or, where there is no memory for that, the connection ends once its peer has taken nothing for so long. One whose peer takes
+/// little ends when it has lent memory for longer than it may send nothing at all: somebody may wait to write there.
 const LENT_MOST: Duration = Duration::from_secs(2);
 
 /// Counters of a reactor's connections.
@@ -148,30 +149,43 @@ impl SockTable {
                 s.reactor.cancel(op);
             }
         }
-        let late = |s: &&Rc<Inner>| {
-            let age = now.saturating_sub(s.progress.get());
-            match s.phase.get() {
-                Phase::Open | Phase::Leaving if s.tx_op.get().is_none() => false,
-                Phase::Open | Phase::Leaving => {
-                    let lent = s.tx.borrow().lent_since();
-                    let lent = lent.is_some_and(|t| now.saturating_sub(t) > clock::ticks(LENT_MOST));
-                    age > s.send_timeout.get() || lent && s.uncopied.get()
-                }
-                Phase::Finishing if s.lingering.get() => age > clock::ticks(LINGER),
-                Phase::Finishing => age > s.send_timeout.get(),
-                Phase::Closing | Phase::Closed => false,
-            }
-        };
-        let late: Vec<Sock> = self.all.borrow().iter().flatten().filter(late).cloned().map(Sock).collect();
-        for s in late {
-            let e = match s.0.lingering.get() {
-                true => io::Error::from(io::ErrorKind::ConnectionAborted),
-                false => io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("the peer took none of {} bytes for too long", s.queued()),
-                ),
-            };
+        let late = |s: &Rc<Inner>| Some((Sock(s.clone()), late(s, now)?));
+        let late: Vec<_> = self.all.borrow().iter().flatten().filter_map(late).collect();
+        for (s, e) in late {
             s.fail(e);
         }
     }
+}
+
+/// Why a connection ends now, if its peer takes too little.
+fn late(s: &Inner, now: u64) -> Option<io::Error> {
+    let since = |t: u64| now.saturating_sub(t);
+    let (idle, most) = (since(s.progress.get()), s.send_timeout.get());
+    match s.phase.get() {
+        Phase::Open | Phase::Leaving if s.tx_op.get().is_none() => return None,
+        Phase::Closing | Phase::Closed => return None,
+        Phase::Finishing if s.lingering.get() => {
+            return (idle > clock::ticks(LINGER)).then(|| io::ErrorKind::ConnectionAborted.into());
+        }
+        Phase::Open | Phase::Leaving | Phase::Finishing => {}
+    }
+    let lent = match s.uncopied.get() && s.phase.get() != Phase::Finishing {
+        true => s.tx.borrow().lent_since().map_or(0, since),
+        false => 0,
+    };
+    let queued = s.tx.borrow().queued();
+    let why = if idle > most {
+        format!("the peer took none of {queued} bytes for too long")
+    } else if lent.min(idle) > clock::ticks(LENT_MOST) {
+        format!(
+            "the peer took none of {queued} bytes for {LENT_MOST:?}, and there is no memory for copies of what a device has lent for them"
+        )
+    } else if lent > most {
+        format!(
+            "the peer takes {queued} bytes too slowly: a device has lent memory for them for too long, and there is none for copies"
+        )
+    } else {
+        return None;
+    };
+    Some(io::Error::new(io::ErrorKind::TimedOut, why))
 }

@@ -66,6 +66,8 @@ pub(crate) struct Conn {
     stranger_ticks: u64,
     /// Connect must have succeeded by then.
     live_by: u64,
+    /// Bytes that the host had acknowledged when that was last looked at.
+    taken: Cell<u64>,
     listener: Address,
     pub(crate) peer: SocketAddr,
 }
@@ -100,6 +102,7 @@ impl Conn {
             stall_ticks: ticks(birth.options.stall_timeout),
             stranger_ticks: ticks(STRANGER_DATA.min(birth.options.stall_timeout)),
             live_by: reactor.now() + ticks(birth.options.connect_timeout),
+            taken: Cell::new(0),
             listener: birth.listener,
             peer: greeted.peer,
         });
@@ -144,15 +147,13 @@ impl Conn {
 
     /// Asks for the data of the command in `slot`, which has its buffer.
     pub(crate) fn request_data(&self, slot: u16) {
-        let r2t = {
-            let mut slots = self.slots.borrow_mut();
-            slots.set_phase(slot, Phase::Data);
-            let Some(s) = slots.get(slot) else { return };
-            s.stamp = self.core.reactor().now();
-            // One R2T covers the whole command, so that MAXR2T, which allows at least one, is kept whatever it is.
-            R2t { cccid: s.cid, ttag: slot, offset: 0, length: s.len }
-        };
+        let mut slots = self.slots.borrow_mut();
+        slots.set_phase(slot, Phase::Data);
+        let Some(s) = slots.get(slot) else { return };
+        // One R2T covers the whole command, so that MAXR2T, which allows at least one, is kept whatever it is.
+        let r2t = R2t { cccid: s.cid, ttag: slot, offset: 0, length: s.len };
         self.sock().send_with(R2T_MAX, |out| self.encoder.r2t(&r2t, out));
+        (s.stamp, s.r2t_end) = (self.core.reactor().now(), self.sock().written());
     }
 
     /// Sends the response of `slot`, with its data if it has any, and frees the slot.
@@ -236,8 +237,23 @@ impl Conn {
         self.sock().close();
     }
 
+    /// The host's time to send what an R2T asks for begins when it has the R2T, and that may be behind much that it takes slowly. If it takes
+    /// nothing, its time runs: it may be dead.
+    fn follow_r2ts(&self, now: u64) {
+        let mut slots = self.slots.borrow_mut();
+        // Nobody vouches for one that is not live, and what there is for it to take is an R2T at most.
+        if self.live.get() && slots.awaits_data() {
+            let taken = self.sock().acknowledged();
+            let before = self.taken.replace(taken);
+            if taken > before {
+                slots.r2ts_moved(before, now);
+            }
+        }
+    }
+
     /// Why it has waited long enough for its host, if it has.
     pub(crate) fn overdue(&self, now: u64) -> Option<&'static str> {
+        self.follow_r2ts(now);
         if self.halted.get() & halt::ENDED != 0 {
             None
         } else if !self.live.get() && now > self.live_by {

@@ -27,11 +27,13 @@ pub(crate) struct Slot {
     pub(crate) len: u32,
     /// Bytes of them received.
     pub(crate) got: u32,
-    /// When the R2T went out, or data last came.
+    /// When the R2T was queued, was last seen to come nearer to the host, or data last came.
     pub(crate) stamp: u64,
+    /// Where the R2T ends, in all that is sent.
+    pub(crate) r2t_end: u64,
 }
 
-const IDLE: Slot = Slot { phase: Phase::Idle, bad: false, cid: 0, len: 0, got: 0, stamp: 0 };
+const IDLE: Slot = Slot { phase: Phase::Idle, bad: false, cid: 0, len: 0, got: 0, stamp: 0, r2t_end: 0 };
 
 /// In-capsule data of a command that has no buffer yet. It has to be taken off the stream all the same: what would free a buffer
 /// may come behind it. At most a capsule per slot.
@@ -167,6 +169,19 @@ impl Slots {
         }
     }
 
+    /// Whether data that an R2T asked for is awaited.
+    pub(crate) fn awaits_data(&self) -> bool {
+        self.awaiting > 0
+    }
+
+    /// The host has taken more of what is sent to it than the first `taken` bytes, which was all when this was last looked at: for R2Ts
+    /// beyond them its time begins now.
+    pub(crate) fn r2ts_moved(&mut self, taken: u64, now: u64) {
+        for s in self.all.iter_mut().filter(|s| s.phase == Phase::Data && s.r2t_end > taken) {
+            s.stamp = now;
+        }
+    }
+
     /// Whether a command's data has not come since `before`.
     pub(crate) fn data_overdue(&self, before: u64) -> bool {
         self.awaiting > 0 && self.all.iter().any(|s| s.phase == Phase::Data && s.stamp < before)
@@ -192,6 +207,21 @@ mod tests {
         assert_eq!((s.phase(1), s.phase(2)), (Phase::Idle, Phase::BufferForCapsule));
         assert!(s.ended(2));
         assert_eq!((s.take_kept(2), s.phase(2)), (None, Phase::Idle));
+    }
+
+    #[test]
+    fn the_time_for_data_begins_anew_while_the_r2t_is_on_its_way() {
+        let mut s = Slots::new(3);
+        for (slot, end) in [(0, 1000), (1, 3000)] {
+            s.expect(slot, slot, 512);
+            s.set_phase(slot, Phase::Data);
+            (s.get(slot).unwrap().stamp, s.get(slot).unwrap().r2t_end) = (10, end);
+        }
+        s.r2ts_moved(1000, 50);
+        assert_eq!((s.all[0].stamp, s.all[1].stamp, s.all[2].stamp), (10, 50, 0), "the host had the first one");
+        assert!(s.awaits_data() && s.data_overdue(11));
+        s.set_phase(0, Phase::Idle);
+        assert!(!s.data_overdue(50) && s.data_overdue(51));
     }
 
     #[test]
