@@ -230,7 +230,8 @@ impl fmt::Display for Refusal {
 /// are absent are waited for. A candidate that cannot be taken is not absent: nothing is gained by waiting for it.
 ///
 /// `salvage` is for arrays that lost more than they can: nothing is waited for, k members are enough, and where there are fewer, stale
-/// ones are taken as if they were in sync, the newest first (of those that failed in sync), until there are k. What they lack is lost.
+/// ones are taken as if they were in sync, the newest first (of those that failed in sync; then those that are being filled, or failed meanwhile), until
+/// there are k. What they lack is lost.
 pub fn decide(candidates: &[Candidate], situation: Situation) -> Decision {
     let Some(first) = candidates.first() else { return Decision::Refuse(Refusal::Nothing) };
     let array = first.superblock.array;
@@ -278,7 +279,10 @@ fn conclude(candidates: &[Candidate], assembly: Assembly, need: usize, situation
     let have = (0..head.layout.n()).filter(counts).count();
     if have < need {
         let missing = (0..head.layout.n()).filter(|slot| !counts(slot)).collect();
-        let stale = assembly.rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).count();
+        let filled =
+            |&slot: &usize| assembly.members[slot].is_some() && head.members[slot].state == MemberState::Rebuilding;
+        let stale = assembly.rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).count()
+            + (0..head.layout.n()).filter(filled).count();
         let remedy = match head.stamp.epoch {
             FIRST_EPOCH => Remedy::Anew,
             epoch if epoch > MAX_EPOCH - UPDATES_OF_A_START => Remedy::Destroy,
@@ -361,8 +365,8 @@ fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
 /// Takes stale members as if they were in sync until there are k, by an update of its own that all members have to be given.
 ///
 /// What stripes hold is from then on what these k say, and that is not what others have a share of: whoever is not taken is named failed, so that
-/// nobody takes it for in sync if this is cut short, and is filled in full when it comes back; so is who was being filled. Of the stale ones those
-/// come last that failed while they were being filled, whatever they have.
+/// nobody takes it for in sync if this is cut short, and is filled in full when it comes back; so is who was being filled. Those that are being filled, or
+/// failed while they were, come last, whatever they have.
 fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
     let Assembly { head, members, behind, rejected, .. } = assembly;
     let in_sync = (0..members.len())
@@ -370,6 +374,9 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
         .count();
     let mut stale: Vec<usize> =
         rejected.iter().filter(|(_, why)| matches!(why, Rejection::Stale { .. })).map(|&(c, _)| c).collect();
+    // As they would be if this was cut short and made again.
+    let filled = |slot: &usize| head.members[*slot].state == MemberState::Rebuilding;
+    stale.extend((0..members.len()).filter(filled).filter_map(|slot| members[slot]));
     let was_whole = |s: &Superblock| s.member().state == MemberState::InSync && !s.member().stands_in();
     stale.sort_by_key(|&c| {
         let s = &candidates[c].superblock;

@@ -375,6 +375,31 @@ fn a_salvage_takes_no_half_filled_member_while_there_is_one_that_failed_in_sync(
 }
 
 #[test]
+fn a_salvage_takes_a_member_that_is_being_filled_if_nobody_else_is_there_and_the_same_when_it_is_made_again() {
+    let head = superblock(3, HEAD, BEFORE, &[InSync, InSync, Failed, Rebuilding, Failed]);
+    let old = superblock(3, stamp(5, 1), stamp(1, 1), &[InSync, InSync, Rebuilding, Rebuilding, InSync]);
+    let there = [candidate(0, &head), candidate(1, &head), candidate(3, &head)];
+    let Decision::Refuse(why) = decide(&there, WAITED) else { panic!("{there:?}") };
+    assert!(why.advice().contains("salvage_requested starts with what is there"), "{why}{}", why.advice());
+    let a = assembled(decide(&there, SALVAGE));
+    assert_eq!(a.members, [Some(0), Some(1), None, Some(2), None]);
+    assert!(a.head.members[3].stands_in() && a.head.members[3].state == InSync && a.head.members[3].rebuild.is_none());
+    // Another one that failed while it was filled: the first update says of one of the two that it failed, the choice stays.
+    let all = [candidate(0, &head), candidate(1, &head), candidate(2, &old), candidate(3, &head)];
+    let first = assembled(decide(&all, SALVAGE));
+    assert_eq!(first.members, [Some(0), Some(1), None, Some(3), None]);
+    for given in 0..2 {
+        let mut again = all.clone();
+        again[given] = candidate(given, &first.head);
+        assert_eq!(assembled(decide(&again, SALVAGE)).members, first.members, "{given} was given it");
+    }
+    // Who failed in sync comes first.
+    let whole = superblock(3, stamp(4, 1), stamp(1, 1), &[InSync; 5]);
+    let all = [candidate(0, &head), candidate(1, &head), candidate(3, &head), candidate(4, &whole)];
+    assert_eq!(assembled(decide(&all, SALVAGE)).members, [Some(0), Some(1), None, None, Some(3)]);
+}
+
+#[test]
 fn a_session_needs_as_many_as_the_rule_says_and_k_after_a_salvage() {
     for (k, m, rule) in [(1, 1, 2), (2, 2, 3), (2, 3, 3), (4, 2, 4)] {
         let s = superblock(k, HEAD, BEFORE, &vec![InSync; k + m]);

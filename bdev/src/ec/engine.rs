@@ -124,6 +124,8 @@ pub(super) struct Engine {
     decoders: RefCell<HashMap<(u64, u64), Rc<Rebuilder>>>,
     watchdog: RefCell<Option<Timer>>,
     watching: Cell<bool>,
+    /// Ticks when the watchdog was set.
+    watched_from: Cell<u64>,
     events: Box<dyn Fn(Event)>,
 }
 
@@ -183,6 +185,7 @@ impl Engine {
             decoders: RefCell::default(),
             watchdog: RefCell::default(),
             watching: Cell::new(false),
+            watched_from: Cell::new(0),
             events,
             shared,
         })

@@ -82,6 +82,11 @@ impl Flights {
             .collect()
     }
 
+    /// For so many ticks until `now` nobody looked after them: these do not count.
+    pub(super) fn forgive(&mut self, ticks: u64, now: u64) {
+        self.all.iter_mut().flatten().for_each(|f| f.since = now.min(f.since + ticks));
+    }
+
     /// Request `at`.
     pub(super) fn get(&self, at: u32) -> Option<&Flight> {
         self.all.get(at as usize)?.as_ref()

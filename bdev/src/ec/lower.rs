@@ -69,6 +69,8 @@ pub(super) struct Lower {
     slow: Duration,
     timer: RefCell<Option<Timer>>,
     watching: Cell<bool>,
+    /// Ticks when the timer was set.
+    watched_from: Cell<u64>,
     me: Weak<Lower>,
 }
 
@@ -93,6 +95,7 @@ impl Lower {
             slow,
             timer: RefCell::default(),
             watching: Cell::new(false),
+            watched_from: Cell::new(0),
             me: me.clone(),
         });
         LOWERS.with_borrow_mut(|all| {
@@ -208,6 +211,7 @@ impl Lower {
     #[cold]
     fn watch_on(&self) {
         self.watching.set(true);
+        self.watched_from.set(self.reactor.now());
         let me = self.me.clone();
         let timer = self.reactor.timer(super::slow::period(self.patience, self.slow), move |_| {
             let Some(me) = me.upgrade() else { return };
@@ -220,6 +224,11 @@ impl Lower {
     fn look_after(&self) {
         let (limit, now) = (self.reactor.ticks(self.patience), self.reactor.now());
         let pause = self.reactor.ticks(super::slow::abort_period(self.patience));
+        let every = self.reactor.ticks(super::slow::period(self.patience, self.slow));
+        let unseen = super::slow::unseen(self.watched_from.get(), now, every, limit);
+        if unseen > 0 {
+            self.flights.borrow_mut().forgive(unseen, now);
+        }
         if !self.slow.is_zero() {
             self.look_for_slow(now);
         }

@@ -291,6 +291,11 @@ impl Member {
         }
     }
 
+    /// Nobody looked for so many ticks until `now`: they do not count.
+    pub(super) fn forgive(&self, ticks: u64, now: u64) {
+        self.flights.borrow_mut().forgive(ticks, now);
+    }
+
     /// When the oldest request in flight was submitted.
     pub(super) fn oldest(&self) -> Option<u64> {
         self.flights.borrow().iter().map(|f| f.since).min()

@@ -37,6 +37,14 @@ struct Journals {
     unread: Vec<(usize, u32)>,
 }
 
+impl Journals {
+    /// True if records of others say that what the member in `slot` has in journal slot `index` is a record that counts.
+    fn counts(&self, slot: usize, index: u32) -> bool {
+        let counts = |r: &RecordHeader| r.index == index && r.participants >> slot & 1 != 0;
+        self.all.range(self.tail..).any(|(_, found)| found.records.values().any(counts))
+    }
+}
+
 /// Records of one transaction, by slot of the member.
 #[derive(Default)]
 struct Found {
@@ -175,18 +183,18 @@ impl Engine {
     }
 
     /// A slot that cannot be read costs its member only if others say that it holds a record which counts. Otherwise nothing of that record was
-    /// begun in place, or it is void: the slot is written anew.
+    /// begun in place, or it is void: the slot is written anew. So it is on a member that stands in, of which no record is demanded.
     ///
     /// For as long as no more members are damaged than can be lost, somebody else has each record and each tail that counts: they are on `m + 1`
     /// members, less those that were missing at the time.
     async fn mend_journals(self: &Rc<Self>, journals: &Journals) {
         let l = self.shared.layout;
+        let stand_ins = self.stand_ins();
         for &(slot, index) in &journals.unread {
             if self.members[slot].is_barred() {
                 continue;
             }
-            let counts = |r: &RecordHeader| r.index == index && r.participants >> slot & 1 != 0;
-            if journals.all.range(journals.tail..).any(|(_, found)| found.records.values().any(counts)) {
+            if stand_ins >> slot & 1 == 0 && journals.counts(slot, index) {
                 self.fail_member(slot, "a record of its journal that counts could not be read");
                 continue;
             }

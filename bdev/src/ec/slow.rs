@@ -25,6 +25,13 @@ pub(super) fn period(patience: Duration, slow: Duration) -> Duration {
     if slow.is_zero() { patience / 4 } else { (slow / 4).max(Duration::from_millis(1)).min(patience / 4) }
 }
 
+/// How long whoever set a timer for `period` at `set` was kept from looking, if that is so long that what members answered meanwhile may still lie there
+/// unseen: the process was stopped, or its machine. All in ticks, as the `patience`.
+pub(super) fn unseen(set: u64, now: u64, period: u64, patience: u64) -> u64 {
+    let late = now.saturating_sub(set + period);
+    if late > patience / 4 { late } else { 0 }
+}
+
 /// How long what hangs on a failed member is left alone between one attempt to abort it and the next.
 pub(super) fn abort_period(patience: Duration) -> Duration {
     patience / 4

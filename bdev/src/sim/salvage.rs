@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) salvage: bool,
     /// Members among those taken lack something.
     pub(super) lossy: bool,
+    /// Those who lack nothing.
+    kept: Vec<usize>,
 }
 
 /// What members may lack.
@@ -105,6 +107,16 @@ impl Ledger {
             let salvage = match stack.outlook(world, &present) {
                 Outlook::Starts(taken) if taken == plan.taken => false,
                 Outlook::Salvages(taken) if taken == plan.taken => true,
+                // One that stood in is no member any more: power failed while its only whole superblock was overwritten.
+                Outlook::Salvages(taken)
+                    if plan.taken.iter().any(|m| !plan.kept.contains(m) && !stack.is_member(world, *m)) =>
+                {
+                    let plan = Plan { taken, ..plan.clone() };
+                    self.lose(&plan, stack, oracle);
+                    budget.salvage(self.members, &plan.taken);
+                    self.pinned = Some(plan.clone());
+                    return Ok(Some(plan));
+                }
                 other => return Err(format!("the salvage with {:?} was cut short, and now: {other:?}", plan.taken)),
             };
             return Ok(Some(Plan { salvage, ..plan.clone() }));
@@ -133,9 +145,9 @@ impl Ledger {
         }
         let absent = (0..self.members).filter(|m| !present.contains(m)).collect();
         let lossy = salvage && kept.len() < budget.fewest(self.members);
-        let plan = Plan { absent, taken, salvage, lossy };
+        let plan = Plan { absent, taken, salvage, lossy, kept };
         if lossy {
-            self.lose(&plan, &kept, stack, oracle);
+            self.lose(&plan, stack, oracle);
         }
         if plan.salvage && !again {
             self.pinned = Some(plan.clone());
@@ -166,7 +178,8 @@ impl Ledger {
     }
 
     /// What cannot be known any more.
-    fn lose<S: Stack>(&mut self, plan: &Plan, kept: &[usize], stack: &S, oracle: &mut Oracle) {
+    fn lose<S: Stack>(&mut self, plan: &Plan, stack: &S, oracle: &mut Oracle) {
+        let kept = &plan.kept;
         let mut unknown = vec![false; self.ever.len()];
         for &m in plan.taken.iter().filter(|m| !kept.contains(m)) {
             unknown.iter_mut().zip(&self.lacks[m]).for_each(|(u, l)| *u |= l);

@@ -90,6 +90,17 @@ pub struct Sim {
     switch: Option<Switch>,
 }
 
+/// Time passes in which the processor of `r` does nothing, as if the process was stopped or the machine paused: timers are late, and what ended
+/// meanwhile is found afterwards.
+///
+/// # Panics
+/// If `r` is not simulated.
+pub fn pause(r: &Reactor, time: Duration) {
+    let mut world = r.sim_engine().expect("a simulated reactor").world();
+    let to = world.now() + time.as_nanos() as u64;
+    world.advance(to);
+}
+
 /// Told whose turn ends, and whose begins.
 type Switch = Box<dyn FnMut(usize, usize)>;
 

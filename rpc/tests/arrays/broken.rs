@@ -293,6 +293,18 @@ fn a_member_that_fails_a_write_is_out_with_the_reason_and_one_more_takes_the_arr
         events.contains(&"bdev_ec_member_failed".into()) && events.contains(&"bdev_ec_offline".into()),
         "{events:?}"
     );
+    // The way back, once what was wrong with its members is mended.
+    for device in ["EE_d1", "EE_d2"] {
+        inject(&rig, device, "clear", "failure");
+    }
+    let mut params = create();
+    params["base_bdevs"] = json!(["EE_d0", "EE_d1", "EE_d2"]);
+    let (_, e) = rig.call("bdev_ec_create", params.clone()).unwrap_err();
+    assert!(e.contains("offline: when its members are back, delete it"), "{e}");
+    rig.call("bdev_ec_delete", json!({"name": "Ec0"})).unwrap();
+    rig.call("bdev_ec_create", params).unwrap();
+    assert_eq!(rig.array()["offline"], json!(false));
+    assert!(matches!(rig.read(256 << 10), Ok(2 | 3)) && rig.write(256 << 10, 4).is_ok());
 }
 
 #[test]

@@ -26,8 +26,13 @@ pub(super) async fn same(registry: &Arc<Registry>, ec: &Ec, uuid: Uuid, o: &Opti
     if !figures {
         return Err(BdevError::Exists(o.name.clone()));
     }
-    if o.salvage_requested && ec.shared.is_offline() {
-        let why = "it is there, and offline: delete it, which leaves its members as they are, and salvage it then";
+    if ec.shared.is_offline() {
+        let why = match o.salvage_requested {
+            true => "it is there, and offline: delete it, which leaves its members as they are, and salvage it then",
+            false => {
+                "it is there, and offline: when its members are back, delete it, which leaves them as they are, and make it again"
+            }
+        };
         return Err(BdevError::Busy { name: o.name.clone(), why });
     }
     let members = ec.base_names();

@@ -9,7 +9,7 @@ use super::super::event::Event;
 use super::super::flush::Offline;
 use super::super::format::MemberState;
 use super::super::lower::Departure;
-use super::super::slow::{abort_period, period};
+use super::super::slow::{abort_period, period, unseen};
 use super::super::txn::Txn;
 use super::Engine;
 
@@ -199,6 +199,7 @@ impl Engine {
     #[cold]
     pub(in crate::ec) fn watch_on(self: &Rc<Self>) {
         self.watching.set(true);
+        self.watched_from.set(self.core.reactor().now());
         let me = Rc::downgrade(self);
         let timer = self.core.reactor().timer(period(self.tuning.write_timeout, self.tuning.slow_read), move |_| {
             let Some(me) = me.upgrade() else { return };
@@ -212,6 +213,11 @@ impl Engine {
         let limit = self.core.reactor().ticks(self.tuning.write_timeout);
         let pause = self.core.reactor().ticks(abort_period(self.tuning.write_timeout));
         let now = self.core.now();
+        let every = self.core.reactor().ticks(period(self.tuning.write_timeout, self.tuning.slow_read));
+        let unseen = unseen(self.watched_from.get(), now, every, limit);
+        if unseen > 0 {
+            self.members.iter().for_each(|m| m.forgive(unseen, now));
+        }
         self.look_for_slow(now);
         for m in &self.members {
             if m.oldest().is_some_and(|since| now.saturating_sub(since) > limit) {

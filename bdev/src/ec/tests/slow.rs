@@ -219,3 +219,30 @@ fn a_slow_member_that_says_of_aborted_reads_not_to_ask_again_does_not_fail_by_th
         s.stop().await;
     });
 }
+
+#[test]
+fn what_members_answered_while_the_process_was_stopped_is_not_late_and_what_hangs_after_it_is() {
+    sim(9, |r| async move {
+        let (s, judges, node, mut m) = full(&r, array(3, 2, 20, Kind::default())).await;
+        {
+            let (_desc, ch) = open(&s.registry, "a");
+            let limit = Tuning::default().write_timeout;
+            judges.set(|_, _| Act::After(Duration::from_millis(20)));
+            let read = ch.read(100, 1, filled(&r, 512, 0));
+            let write = ch.write(5, 77, filled(&r, 77 * 512, 3), IoFlags::NONE);
+            m.0[5 * 512..82 * 512].fill(3);
+            r.sleep(Duration::from_millis(10)).await;
+            longshore_reactor::sim::pause(&r, limit * 2);
+            assert!(read.await.0.is_ok() && write.await.0.is_ok());
+            assert_eq!((0..5).map(|slot| ec(&node).member_state(slot)).collect::<Vec<_>>(), [InSync; 5]);
+            // Nobody has lost its right to be called late.
+            judges.set(|slot, _| if slot == 1 { Act::Hold } else { Act::Pass });
+            let before = r.now();
+            assert!(m.write(&r, &ch, 512, 5, 77, 4).await.is_ok());
+            assert!(r.now() - before >= r.ticks(limit) && ec(&node).member_state(1) != InSync);
+            m.check(&r, &ch, 512, 24).await;
+        }
+        drop(node);
+        s.stop().await;
+    });
+}
