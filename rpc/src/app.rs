@@ -297,11 +297,10 @@ impl Dispatcher {
 }
 
 impl Dispatch for Dispatcher {
-    fn run(&self, mut request: Request) -> Local<Reply> {
+    fn run(&self, request: Request) -> Local<Reply> {
         let app = self.app.clone();
         Box::pin(async move {
             let reply = app.call(&request.method, request.params.as_ref()).await;
-            request.params.iter_mut().for_each(Json::wipe);
             if let Err(error) = &reply {
                 tracing::debug!("{}: {error}", request.method);
             }

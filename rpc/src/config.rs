@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use zeroize::Zeroize;
 
 use crate::app::{App, Local, Phase};
 use crate::error::RpcError;
 use crate::json::{self, Json};
 use crate::method::When;
+use crate::secret::Secret;
 
 /// One call of a dump.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,12 +144,6 @@ struct Step {
     params: Option<Json>,
 }
 
-impl Drop for Step {
-    fn drop(&mut self) {
-        self.params.iter_mut().for_each(Json::wipe);
-    }
-}
-
 /// A configuration file, read and checked for its shape.
 pub struct Config {
     steps: Vec<Step>,
@@ -158,17 +152,16 @@ pub struct Config {
 impl Config {
     /// Reads a file. `//` and `/* */` comments are allowed.
     pub fn read(path: &Path) -> Result<Config, LoadError> {
-        let mut text = std::fs::read(path).map_err(LoadError::Read)?;
+        let mut text = Secret::default(); // it may hold keys
+        std::fs::File::open(path).and_then(|file| text.read_to_end(file)).map_err(LoadError::Read)?;
         json::strip_comments(&mut text);
-        let config = Config::parse(&text);
-        text.zeroize(); // it may hold keys
-        config
+        Config::parse(&text)
     }
 
     /// Reads a text without comments.
     pub fn parse(text: &[u8]) -> Result<Config, LoadError> {
         let shape = |why: &str| LoadError::Shape(why.to_string());
-        let mut root = json::parse(text).map_err(|error| LoadError::Shape(format!("not JSON: {error}")))?;
+        let root = json::parse(text).map_err(|error| LoadError::Shape(format!("not JSON: {error}")))?;
         let Some(Json::Array(subsystems)) = root.get("subsystems") else {
             return Err(shape("it has no array 'subsystems' at its top"));
         };
@@ -194,7 +187,6 @@ impl Config {
                 steps.push(Step { subsystem: name.to_string(), method: method.to_string(), params });
             }
         }
-        root.wipe();
         Ok(Config { steps })
     }
 
@@ -319,5 +311,48 @@ impl Step {
                 error: Box::new(error),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::watched;
+
+    const KEY: &str = "00112233445566778899aabbccddeeff";
+
+    /// How often the key was wiped when a configuration was read and dropped; what is wrong with it.
+    fn wiped(text: &str) -> (usize, String) {
+        let path = std::env::temp_dir().join(format!("longshore-config-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&path, text).unwrap();
+        let mut why = String::new();
+        let times = watched::times(KEY.as_bytes(), || {
+            why = Config::read(&path).err().map_or_else(String::new, |e| e.to_string());
+        });
+        std::fs::remove_file(&path).unwrap();
+        (times, why)
+    }
+
+    #[test]
+    fn a_configuration_is_wiped_also_if_it_is_none() {
+        let entry = format!("{{\"method\": \"m\", \"params\": {{\"key\": \"{KEY}\"}}}}");
+        let of =
+            |config: &str| format!("{{\"subsystems\": [{{\"subsystem\": \"accel\", \"config\": {config}}}]}} // all");
+        assert_eq!(wiped(&of(&format!("[{entry}]"))), (3, String::new()), "the file, its value and the call");
+        for (text, why) in [
+            (format!("[{entry}]"), "it has no array 'subsystems' at its top"),
+            (
+                format!("{{\"subsystems\": [{{\"config\": [{entry}]}}]}}"),
+                "an element of 'subsystems' has no name 'subsystem'",
+            ),
+            (of(&entry), "'config' of subsystem 'accel' is not an array"),
+            (of(&format!("[{{\"params\": \"{KEY}\"}}]")), "an entry of subsystem 'accel' has no 'method'"),
+        ] {
+            assert_eq!(wiped(&text), (2, why.to_string()), "the file and its value");
+        }
+        let second = of(&format!("[{entry}, {{}}]"));
+        assert_eq!(wiped(&second).0, 3, "a call was read before");
+        let torn = format!("{entry} x");
+        assert_eq!(wiped(&torn), (1, format!("not JSON: something follows the value near byte {}", entry.len() + 1)));
     }
 }

@@ -137,7 +137,7 @@ impl Connection {
                         self.phase = Phase::HalfClosed;
                     }
                 }
-                Ok(_) if self.phase == Phase::Lingering => {}
+                Ok(n) if self.phase == Phase::Lingering => scratch[..n].zeroize(),
                 Ok(n) => {
                     self.framer.push(&scratch[..n]);
                     scratch[..n].zeroize(); // it may hold keys

@@ -2,11 +2,13 @@
 //!
 //! There is no framing but JSON itself: values follow each other, with or without blanks between. See `docs/rpc.md`.
 
+use std::mem::take;
+
 use serde_json::{Value, json};
-use zeroize::Zeroize;
 
 use crate::error::RpcError;
 use crate::json::{Json, Limits, Scan, Scanner, build};
+use crate::secret::{Secret, wipe};
 
 /// Bytes of one request at most; also what a connection buffers.
 pub const MAX_REQUEST: usize = 256 * 1024;
@@ -16,7 +18,7 @@ pub const MAX_ID: usize = 128;
 /// Cuts a byte stream into JSON values.
 #[derive(Debug)]
 pub struct Framer {
-    buffer: Vec<u8>,
+    buffer: Secret,
     /// Where the value being scanned begins in `buffer`; what is before is done with.
     start: usize,
     /// Bytes from `start` that the scanner has seen.
@@ -36,7 +38,7 @@ pub enum Frame {
 
 impl Default for Framer {
     fn default() -> Framer {
-        Framer { buffer: Vec::new(), start: 0, seen: 0, scanner: Scanner::new(Limits::REQUEST), broken: false }
+        Framer { buffer: Secret::default(), start: 0, seen: 0, scanner: Scanner::new(Limits::REQUEST), broken: false }
     }
 }
 
@@ -56,10 +58,10 @@ impl Framer {
         if self.broken {
             return bytes.len();
         }
-        self.buffer.drain(..self.start);
+        self.buffer.discard(self.start);
         self.start = 0;
         let fits = bytes.len().min(self.room());
-        self.buffer.extend_from_slice(&bytes[..fits]);
+        self.buffer.append(&bytes[..fits]);
         fits
     }
 
@@ -94,7 +96,7 @@ impl Framer {
     fn take(&mut self, len: usize) -> Frame {
         let text = &mut self.buffer[self.start..self.start + len];
         let built = build(text);
-        text.zeroize(); // it may hold keys
+        wipe(text); // it may hold keys
         self.start += len;
         self.seen = 0;
         self.scanner = Scanner::new(Limits::REQUEST);
@@ -106,7 +108,7 @@ impl Framer {
 
     fn fail(&mut self, why: &'static str) -> Frame {
         self.broken = true;
-        self.buffer = Vec::new();
+        self.buffer = Secret::default();
         (self.start, self.seen) = (0, 0);
         Frame::Broken(why)
     }
@@ -154,20 +156,18 @@ pub enum Envelope {
 
 impl Envelope {
     /// Reads the envelope of a value.
-    pub fn read(value: Json) -> Envelope {
-        match value {
-            Json::Array(items) if items.is_empty() => {
-                Envelope::Single(Err(Rejected { id: Id::None, why: "the batch is empty".into() }))
-            }
-            Json::Array(items) => Envelope::Batch(items.into_iter().map(request).collect()),
-            other => Envelope::Single(request(other)),
+    pub fn read(mut value: Json) -> Envelope {
+        let Json::Array(items) = &mut value else { return Envelope::Single(request(value)) };
+        if items.is_empty() {
+            return Envelope::Single(Err(Rejected { id: Id::None, why: "the batch is empty".into() }));
         }
+        Envelope::Batch(take(items).into_iter().map(request).collect())
     }
 }
 
-fn request(value: Json) -> Result<Request, Rejected> {
-    let members = match value {
-        Json::Object(members) => members,
+fn request(mut value: Json) -> Result<Request, Rejected> {
+    let members = match &mut value {
+        Json::Object(members) => take(members),
         other => return Err(Rejected { id: Id::None, why: format!("a request is an object, not {}", other.kind()) }),
     };
     let (mut version, mut method, mut params, mut id) = (None, None, None, None);
@@ -189,10 +189,10 @@ fn request(value: Json) -> Result<Request, Rejected> {
         *slot = Some(value);
     }
     // The id first: it goes back even when something else is wrong.
-    let id = match id {
+    let id = match &mut id {
         None | Some(Json::Null) => Id::None,
-        Some(Json::Number(text)) if text.len() <= MAX_ID => Id::Number(text),
-        Some(Json::String(text)) if text.chars().count() <= MAX_ID => Id::String(text),
+        Some(Json::Number(text)) if text.len() <= MAX_ID => Id::Number(take(text)),
+        Some(Json::String(text)) if text.chars().count() <= MAX_ID => Id::String(take(text)),
         Some(Json::Number(_) | Json::String(_)) => {
             return Err(Rejected { id: Id::None, why: format!("'id' is longer than {MAX_ID} characters") });
         }
@@ -210,8 +210,8 @@ fn request(value: Json) -> Result<Request, Rejected> {
     if version.is_some_and(|v| v.as_str() != Some("2.0")) {
         return reject("'jsonrpc' is not \"2.0\"".into());
     }
-    let method = match method {
-        Some(Json::String(method)) => method,
+    let method = match &mut method {
+        Some(Json::String(method)) => take(method),
         Some(other) => return reject(format!("'method' is a string, not {}", other.kind())),
         None => return reject("'method' is missing".into()),
     };
@@ -251,6 +251,7 @@ pub fn answer(id: &Id, outcome: &Result<Value, RpcError>) -> Option<String> {
 mod tests {
     use super::*;
     use crate::json::parse;
+    use crate::secret::watched;
 
     fn frames(chunks: &[&[u8]]) -> Vec<Frame> {
         let mut framer = Framer::default();
@@ -307,6 +308,49 @@ mod tests {
         // Blanks between requests take no room.
         let blanks = vec![b'\n'; MAX_REQUEST];
         assert_eq!(frames(&[&blanks[..1000], &blanks, b"{}"]).len(), 1);
+    }
+
+    const KEY: &str = "00112233445566778899aabbccddeeff";
+
+    /// How often the key was wiped when these came in, and the connection ended.
+    fn wiped(chunks: &[&[u8]]) -> usize {
+        watched::times(KEY.as_bytes(), || {
+            let mut framer = Framer::default();
+            for chunk in chunks {
+                assert_eq!(framer.push(chunk), chunk.len());
+                while let Some(frame) = framer.next_frame() {
+                    drop(frame);
+                }
+                assert!(watched::is_clean(&framer.buffer));
+            }
+        })
+    }
+
+    #[test]
+    fn requests_are_wiped_however_they_come_and_end() {
+        let whole = format!("{{\"method\":\"m\",\"params\":{{\"key\":\"{KEY}\"}}}}");
+        assert_eq!(wiped(&[whole.as_bytes()]), 2, "the text, and the value made of it");
+        let (head, tail) = whole.as_bytes().split_at(whole.len() - 2);
+        assert_eq!(wiped(&[head]), 1, "the connection ends in the middle");
+        assert_eq!(wiped(&[head, b"]"]), 1, "a fault of the grammar after the key");
+        assert_eq!(wiped(&[head, b",\"a\":\"\\ud834\"", tail]), 2, "half of a surrogate pair after the key");
+        let blanks = vec![b' '; 16 << 10];
+        assert_eq!(wiped(&[head, &blanks, tail]), 4, "the buffer grew twice meanwhile");
+        let pipelined = format!("{whole}{whole}[");
+        assert_eq!(wiped(&[pipelined.as_bytes(), b"]"]), 4, "several in one piece");
+    }
+
+    #[test]
+    fn requests_that_are_refused_or_not_answered_are_wiped() {
+        let times = |text: String| watched::times(KEY.as_bytes(), || drop(read(&text)));
+        assert_eq!(times(format!("{{\"params\":[\"{KEY}\"]}}")), 1, "no method");
+        assert_eq!(
+            times(format!("{{\"method\":\"m\",\"x\":\"{KEY}\",\"params\":[\"{KEY}\"]}}")),
+            2,
+            "an unknown member"
+        );
+        assert_eq!(times(format!("{{\"method\":\"m\",\"params\":\"{KEY}\"}}")), 1, "no parameters");
+        assert_eq!(times(format!("[{{\"method\":\"m\",\"params\":[\"{KEY}\"]}},\"{KEY}\"]")), 2, "a batch");
     }
 
     #[test]

@@ -18,5 +18,6 @@ pub mod method;
 pub mod methods;
 pub mod metrics;
 pub mod recipes;
+pub mod secret;
 pub mod server;
 pub mod socket;

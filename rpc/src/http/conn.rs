@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 use super::parse::{Decoder, Event, Head, MAX_BODY, Method};
 use super::{Pages, Serve};
@@ -199,7 +199,7 @@ impl Connection {
                         self.begin(head);
                         continue;
                     }
-                    Some(Event::Body(body)) => return self.complete(&Zeroizing::new(body)),
+                    Some(Event::Body(body)) => return self.complete(&body),
                     Some(Event::Refused(r)) => {
                         self.refuse(Refused { status: r.status, field: "", why: r.why });
                         continue;
@@ -222,7 +222,10 @@ impl Connection {
                     scratch[..n].zeroize(); // it may hold keys
                 }
                 // One piece at a time: somebody who sends without end must not keep the others waiting.
-                Ok(_) => return None,
+                Ok(n) => {
+                    scratch[..n].zeroize();
+                    return None;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(_) => self.close(),

@@ -3,6 +3,7 @@
 use httparse::{Error, Status};
 
 use crate::jsonrpc::MAX_REQUEST;
+use crate::secret::Secret;
 
 /// Bytes of request line and header fields at most.
 pub const MAX_HEAD: usize = 16 * 1024;
@@ -61,12 +62,12 @@ const fn refuse<T>(status: u16, why: &'static str) -> Result<T, Refusal> {
 }
 
 /// What the decoder found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// A request begins.
     Head(Head),
     /// Its body is complete; empty where there is none.
-    Body(Vec<u8>),
+    Body(Secret),
     /// The stream is no HTTP that is spoken here: nothing after this can be understood.
     Refused(Refusal),
 }
@@ -74,7 +75,7 @@ pub enum Event {
 /// Cuts a byte stream into requests.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    buffer: Vec<u8>,
+    buffer: Secret,
     /// Bytes of the body that follows, once its head was yielded.
     body: Option<usize>,
     broken: bool,
@@ -92,7 +93,7 @@ impl Decoder {
             return bytes.len();
         }
         let fits = bytes.len().min(self.room());
-        self.buffer.extend_from_slice(&bytes[..fits]);
+        self.buffer.append(&bytes[..fits]);
         fits
     }
 
@@ -116,19 +117,21 @@ impl Decoder {
                 return None;
             }
             self.body = None;
-            let rest = self.buffer.split_off(length);
-            return Some(Event::Body(std::mem::replace(&mut self.buffer, rest)));
+            let mut body = Secret::default();
+            body.append(&self.buffer[..length]);
+            self.buffer.discard(length);
+            return Some(Event::Body(body));
         }
         match head(&self.buffer) {
             Ok(None) => None,
             Ok(Some((head, used))) => {
-                self.buffer.drain(..used);
+                self.buffer.discard(used);
                 self.body = Some(head.length.unwrap_or(0));
                 Some(Event::Head(head))
             }
             Err(refusal) => {
                 self.broken = true;
-                self.buffer = Vec::new();
+                self.buffer = Secret::default();
                 Some(Event::Refused(refusal))
             }
         }
@@ -232,6 +235,7 @@ fn path(target: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::watched;
 
     fn events(stream: &[u8], step: usize) -> Vec<Event> {
         let mut decoder = Decoder::default();
@@ -262,7 +266,7 @@ mod tests {
         let stream = b"POST /a?b HTTP/1.1\r\nHost: x\r\ncontent-length: 3\r\n\r\nabcGET /metrics HTTP/1.0\r\n\r\n\r\nPOST / HTTP/1.1\r\nHost: y\r\nContent-Length: 0\r\nConnection: foo, Close\r\n\r\n";
         let want = events(stream, stream.len());
         assert_eq!(want.len(), 6);
-        assert_eq!(want[1], Event::Body(b"abc".to_vec()));
+        assert!(matches!(&want[1], Event::Body(body) if **body == *b"abc"));
         for step in 1..40 {
             assert_eq!(events(stream, step), want, "{step}");
         }
@@ -297,6 +301,29 @@ mod tests {
         assert_eq!(refused(&post("Expect: cake")), 417);
         assert_eq!(refused(&post(&vec!["a: b"; MAX_FIELDS].join("\r\n"))), 431);
         assert_eq!(refused(&post(&format!("a: {}", "b".repeat(MAX_HEAD)))), 431);
+    }
+
+    #[test]
+    fn bodies_are_wiped_however_they_come_and_end() {
+        const KEY: &str = "00112233445566778899aabbccddeeff";
+        let request = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{KEY}", KEY.len());
+        let run = |pieces: &[&str]| {
+            watched::times(KEY.as_bytes(), || {
+                let mut decoder = Decoder::default();
+                for piece in pieces {
+                    decoder.push(piece.as_bytes());
+                    while let Some(event) = decoder.next_event() {
+                        drop(event);
+                    }
+                    assert!(watched::is_clean(&decoder.buffer));
+                }
+            })
+        };
+        assert_eq!(run(&[&request]), 3, "where it was received, where it is without its head, and the body");
+        assert_eq!(run(&[&request, "x"]), 3, "and more after it");
+        assert_eq!(run(&[&format!("{request}{request}")]), 6, "several in one piece");
+        assert_eq!(run(&[&request.replace("Length: ", "Length: 1"), " "]), 2, "the connection ends in the middle");
+        assert_eq!(run(&[&format!("{KEY}\r\n\r\n")]), 1, "no HTTP");
     }
 
     #[test]

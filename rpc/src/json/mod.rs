@@ -13,7 +13,9 @@ pub use scan::{Limits, Scan, Scanner};
 use serde_json::Value;
 use zeroize::Zeroize;
 
-/// One JSON value, as it was written: keys in order with duplicates, numbers as text.
+use crate::secret::wipe_text;
+
+/// One JSON value, as it was written: keys in order with duplicates, numbers as text. Its texts are wiped when it is dropped: they may be secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Json {
     /// `null`
@@ -30,6 +32,17 @@ pub enum Json {
     Object(Vec<(String, Json)>),
 }
 
+impl Drop for Json {
+    fn drop(&mut self) {
+        match self {
+            Json::String(text) => wipe_text(text),
+            Json::Number(digits) => digits.zeroize(),
+            // Values in it are dropped after it.
+            Json::Null | Json::Bool(_) | Json::Array(_) | Json::Object(_) => {}
+        }
+    }
+}
+
 impl Json {
     /// The kind of value, for messages.
     pub fn kind(&self) -> &'static str {
@@ -40,16 +53,6 @@ impl Json {
             Json::String(_) => "a string",
             Json::Array(_) => "an array",
             Json::Object(_) => "an object",
-        }
-    }
-
-    /// Wipes all texts in it: they may be secrets.
-    pub fn wipe(&mut self) {
-        match self {
-            Json::String(s) => s.zeroize(),
-            Json::Array(all) => all.iter_mut().for_each(Json::wipe),
-            Json::Object(members) => members.iter_mut().for_each(|(_, value)| value.wipe()),
-            Json::Null | Json::Bool(_) | Json::Number(_) => {}
         }
     }
 

@@ -1,5 +1,7 @@
 //! Builds the tree of a complete value.
 
+use zeroize::Zeroizing;
+
 use super::{Json, Limits, Scan, Scanner};
 
 /// Why a text is not one JSON value.
@@ -127,7 +129,9 @@ impl Builder<'_> {
 
     fn string(&mut self) -> Result<String, ParseError> {
         self.at += 1;
-        let mut out = Vec::new();
+        let Some(raw) = raw_len(&self.text[self.at..]) else { return self.fail("the string does not end") };
+        // Unescaped it is no longer, so that it is never moved: it may be a key.
+        let mut out = Zeroizing::new(Vec::with_capacity(raw));
         loop {
             let rest = &self.text[self.at.min(self.text.len())..];
             let Some(plain) = rest.iter().position(|b| matches!(b, b'"' | b'\\')) else {
@@ -136,7 +140,10 @@ impl Builder<'_> {
             out.extend_from_slice(&rest[..plain]);
             self.at += plain + 1;
             if rest[plain] == b'"' {
-                return String::from_utf8(out).or_else(|_| self.fail("a string is not valid UTF-8"));
+                return String::from_utf8(std::mem::take(&mut *out)).or_else(|e| {
+                    drop(Zeroizing::new(e.into_bytes()));
+                    self.fail("a string is not valid UTF-8")
+                });
             }
             let Some(&escape) = self.text.get(self.at) else { return self.fail("the string does not end") };
             self.at += 1;
@@ -183,6 +190,18 @@ impl Builder<'_> {
             other => other,
         };
         char::from_u32(code).map_or_else(|| self.fail("half of a surrogate pair"), Ok)
+    }
+}
+
+/// Bytes before the quote that ends a string.
+fn raw_len(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match text.get(at)? {
+            b'"' => return Some(at),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
     }
 }
 
