@@ -187,7 +187,7 @@ params! {
         dhchap_dhgroups: Vec<DhchapGroup> = all_groups(),
         /// What happens when a host connects twice; only `allow` is built.
         dup_host_policy: DupHostPolicy = DupHostPolicy::Allow,
-        /// Percent of a core's shared buffers and requests that one host may hold, 1 to 100; without it 50.
+        /// Percent of a core's shared buffers and requests that one host may hold, 1 to 100; its queue pairs have no more than that (or a tenth) of a core for themselves. Without it 50.
         host_share: Option<u8>,
     }
 }
