@@ -11,6 +11,7 @@ use longshore_reactor::oneshot;
 use crate::address::Address;
 use crate::error_log::ErrorLog;
 use crate::poll_group::PollGroup;
+use crate::predecessors::Association;
 use crate::view::{Namespace, SubsystemView};
 
 /// A namespace with its device open on this core. It lives as long as a table or a command uses it.
@@ -57,6 +58,17 @@ pub(crate) struct Identity {
     /// Longest dataset management range, in blocks; 0 for no limit.
     pub(crate) dmrsl: u32,
     pub(crate) errors: Arc<ErrorLog>,
+}
+
+impl Identity {
+    pub(crate) fn association(&self) -> Association {
+        (self.subsystem, self.hostnqn.clone(), self.hostid)
+    }
+
+    /// True if `of` is its association.
+    pub(crate) fn is_of(&self, of: &Association) -> bool {
+        self.subsystem == of.0 && self.hostnqn == of.1 && self.hostid == of.2
+    }
 }
 
 /// What one controller may do on this core, through one listener.
@@ -116,6 +128,7 @@ impl Access {
     /// Makes the table anew from a view of the subsystem; `None`: the subsystem is gone.
     pub(crate) fn rebuild(&self, group: &PollGroup, sub: Option<&SubsystemView>) {
         let mut table = Vec::new();
+        let held = group.target().directory().predecessors.held(&self.who);
         if let Some(sub) = sub {
             let listener = sub.listener(&self.listener);
             let visible = sub.namespaces.values().filter(|n| n.visible_to(&self.who.hostnqn));
@@ -141,6 +154,7 @@ impl Access {
                 if table.len() < at {
                     table.resize(at, Entry::NONE);
                 }
+                let missing = if held.iter().any(|h| h.keeps(&n.ns)) { Status::NAMESPACE_NOT_READY } else { missing };
                 let deny = state.io_status().unwrap_or(missing);
                 let lends = live.as_ref().is_some_and(|l| l.lends);
                 table[at - 1] = Entry { live, block_size: n.ns.block_size, lends, deny };

@@ -15,6 +15,7 @@ use crate::access::Identity;
 use crate::controller::{Controller, IoQueue};
 use crate::directory::Owner;
 use crate::poll_group::PollGroup;
+use crate::predecessors;
 use crate::qpair::{Life, Qpair};
 use crate::request::Begin;
 use crate::transport::{Disconnect, QpairTransport};
@@ -135,17 +136,17 @@ fn connect(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe) {
     decide(qp, slot, sqe, data, 0);
 }
 
-/// How often, and how many times, an admin queue looks whether its predecessor has ended.
+/// How often, and how many times, an admin queue looks whether its predecessors have ended or are to be waited for no longer.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const LOOKS: u32 = 4000;
 
 /// A controller of the same host is ending: its commands may still be in a device, and must not overtake those that the host
-/// sends again. Waits for its end.
-fn predecessor_ends(qp: &Qpair, data: &ConnectData) -> bool {
+/// sends again. Waits for its end, or until it is known what has to be kept from the host instead.
+fn must_wait(qp: &Qpair, data: &ConnectData) -> bool {
     let g = &qp.group;
     let (Some(nqn), Some(host)) = (data.subnqn.get(), data.hostnqn.get()) else { return false };
     let id = g.view().subsystem(nqn).map(|s| s.id);
-    id.is_some_and(|id| g.target().directory().is_ending(&(id, host.to_owned(), data.hostid)))
+    id.is_some_and(|id| g.target().directory().predecessors.must_wait(&(id, host.to_owned(), data.hostid)))
 }
 
 fn decide(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, data: ConnectData, looks: u32) {
@@ -153,7 +154,9 @@ fn decide(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, data: ConnectData, looks: u32) {
         return qp.complete(slot, Status::ABORTED_SQ_DELETION); // the connection ended meanwhile
     }
     let cmd = ConnectCmd::of(sqe);
-    if cmd.qid.get() == 0 && predecessor_ends(qp, &data) {
+    // The controller's number, should it become one: drawn before the look at predecessors, so that those are all with smaller ones.
+    let id = if cmd.qid.get() == 0 { qp.group.target().fresh_id() } else { 0 };
+    if cmd.qid.get() == 0 && must_wait(qp, &data) {
         if looks >= LOOKS {
             return answer(qp, slot, Err(Refusal(Status::CONNECT_CONTROLLER_BUSY, 0)));
         }
@@ -162,7 +165,7 @@ fn decide(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, data: ConnectData, looks: u32) {
         return qp.group.reactor().timer(LOOK_AGAIN, again).detach();
     }
     let r = match cmd.qid.get() {
-        0 => connect_admin(qp, cmd, &data),
+        0 => connect_admin(qp, cmd, &data, id),
         _ => match find_owner(qp, cmd, &data) {
             Ok((who, owner)) => return ask_owner(qp, slot, cmd, who, owner),
             Err(e) => Err(e),
@@ -206,7 +209,7 @@ fn reserve(qp: &Qpair, hostnqn: &str, hostid: [u8; 16]) -> Result<(), Refusal> {
     })
 }
 
-fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData) -> Result<u16, Refusal> {
+fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData, id: u64) -> Result<u16, Refusal> {
     let (nqn, hostnqn) = check(qp, cmd, data)?;
     let g = &qp.group;
     let view = g.view();
@@ -226,7 +229,6 @@ fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData) -> Result
         return Err(Refusal(Status::CONNECT_INVALID_PARAMETERS.with_dnr(), at));
     }
     reserve(qp, &hostnqn, data.hostid)?;
-    let id = g.target().fresh_id();
     let owner = Owner { id, core: g.core(), hostnqn: hostnqn.clone(), hostid: data.hostid };
     let cntlid = g.target().directory().insert(sub, owner);
     let Some(cntlid) = cntlid else {
@@ -245,6 +247,10 @@ fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData) -> Result
         dmrsl: sub.options.dmrsl,
         errors: Default::default(),
     };
+    let held = g.target().directory().predecessors.let_in(&who.association(), id);
+    if let Some(held) = held {
+        predecessors::warn(&who, &held);
+    }
     let access = g.access(&who, &listener);
     let _ = qp.access.set(access.clone());
     let _ = qp.of_host.set(g.shares.host(g.reactor(), &who.hostnqn, who.hostid));
@@ -300,7 +306,7 @@ fn ask_owner(qp: &Rc<Qpair>, slot: u16, cmd: &ConnectCmd, q: Question, owner: Ow
 /// On the owner's core: may the controller have this I/O queue?
 fn accept_io(g: &Rc<PollGroup>, q: &Question) -> Result<Identity, (Status, u32)> {
     let gone = (Status::CONNECT_INVALID_PARAMETERS, connect_invalid_data(ConnectData::OFFSET_CNTLID));
-    let c = g.find_controller(q.controller).filter(|c| !c.is_dead()).ok_or(gone)?;
+    let c = g.find_controller(q.controller).filter(|c| !c.is_ending()).ok_or(gone)?;
     let bad_qid = (Status::CONNECT_INVALID_PARAMETERS, connect_invalid_sqe(ConnectCmd::OFFSET_QID));
     if !c.ready() || c.cc().iosqes() != 6 || c.cc().iocqes() != 4 {
         return Err(bad_qid);

@@ -13,7 +13,6 @@ use crate::access::{Access, Identity};
 use crate::address::Address;
 use crate::admin::aer::Events;
 use crate::control::ControllerInfo;
-use crate::directory::Association;
 use crate::options::TransportOptions;
 use crate::poll_group::PollGroup;
 use crate::qpair::Qpair;
@@ -343,21 +342,34 @@ impl Controller {
             }
             q.remove(&qid);
         }
+        self.queue_ended(serial);
         self.check_settled();
         self.finish_if_ended();
     }
 
-    fn association(&self) -> Association {
-        (self.who.subsystem, self.who.hostnqn.clone(), self.hostid)
-    }
-
-    /// From now on a new controller of the same host waits until this one's commands have left their devices: what the host
-    /// sent again to the new one must not be overtaken by what it had sent to this one.
+    /// From now on a new controller of the same host waits until this one's commands have left their devices, or goes without
+    /// the namespaces that they are in (`predecessors`): what the host sent again to the new one must not be overtaken by what it
+    /// had sent to this one. No I/O queue joins any more.
     fn begin_end(&self) {
         if !self.ending.replace(true)
             && let Some(g) = self.group()
         {
-            g.target().directory().ending(self.association());
+            let io = self.queues.borrow();
+            let admin = self.admin.upgrade().filter(|_| !self.admin_gone.get()).map(|q| q.serial);
+            let mut d = g.target().directory();
+            // The number is drawn under the lock: who has a larger one finds what is entered here.
+            let since = g.target().fresh_id();
+            let queues = io.values().map(|q| q.serial).chain(admin);
+            d.predecessors.begin(self.who.association(), self.who.controller, since, queues);
+        }
+    }
+
+    /// One of its queue pairs has ended.
+    fn queue_ended(&self, serial: u64) {
+        if self.ending.get()
+            && let Some(g) = self.group()
+        {
+            g.target().directory().predecessors.queue_ended(&self.who.association(), self.who.controller, serial);
         }
     }
 
@@ -367,7 +379,7 @@ impl Controller {
         }
         if let Some(g) = self.group() {
             if self.ending.replace(false) {
-                g.target().directory().ended(&self.association());
+                g.target().directory().predecessors.end(&self.who.association(), self.who.controller);
             }
             let me = g.controllers.borrow_mut().remove(&self.who.controller);
             g.reactor().defer(move |_| drop(me));
@@ -392,11 +404,19 @@ impl Controller {
     /// The admin queue has ended.
     pub(crate) fn destroy(&self) {
         self.admin_gone.set(true);
+        if let Some(q) = self.admin.upgrade() {
+            self.queue_ended(q.serial);
+        }
         self.finish_if_ended();
     }
 
     pub(crate) fn is_dead(&self) -> bool {
         self.dead.get()
+    }
+
+    /// True from the moment that a successor has to wait.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.get() || self.dead.get()
     }
 
     // Changes of the configuration.

@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
+use crate::predecessors::Predecessors;
 use crate::view::SubsystemView;
 
 /// A controller, as other cores know it.
@@ -21,15 +22,12 @@ struct Subsystem {
     controllers: BTreeMap<u16, Owner>,
 }
 
-/// A host's relation to a subsystem: number of the subsystem, host NQN, host identifier.
-pub(crate) type Association = (u64, String, [u8; 16]);
-
 /// All controllers, by subsystem NQN and controller identifier.
 #[derive(Default)]
 pub(crate) struct Directory {
     subsystems: HashMap<String, Subsystem>,
     /// Controllers that are ending: their queues may still have commands in a device.
-    ending: HashMap<Association, u32>,
+    pub(crate) predecessors: Predecessors,
 }
 
 impl Directory {
@@ -64,26 +62,6 @@ impl Directory {
         {
             s.controllers.remove(&cntlid);
         }
-    }
-
-    /// A controller of this host begins to end.
-    pub(crate) fn ending(&mut self, of: Association) {
-        *self.ending.entry(of).or_default() += 1;
-    }
-
-    /// It has ended, with all its queues.
-    pub(crate) fn ended(&mut self, of: &Association) {
-        if let Some(n) = self.ending.get_mut(of) {
-            *n -= 1;
-            if *n == 0 {
-                self.ending.remove(of);
-            }
-        }
-    }
-
-    /// True while a controller of this host is ending.
-    pub(crate) fn is_ending(&self, of: &Association) -> bool {
-        self.ending.contains_key(of)
     }
 
     /// Identifiers of a subsystem's controllers, ascending, with their hosts.

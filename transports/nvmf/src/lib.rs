@@ -32,6 +32,7 @@ mod io;
 mod options;
 mod place;
 mod poll_group;
+mod predecessors;
 mod promise;
 mod property;
 mod qpair;

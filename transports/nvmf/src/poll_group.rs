@@ -153,19 +153,23 @@ impl PollGroup {
             std::mem::replace(&mut *cur, view.clone())
         };
         self.shares.set_percent(&self.reactor, view.config.host_share);
-        let accesses: Vec<Rc<Access>> = {
-            let mut a = self.access.borrow_mut();
-            a.retain(|w| w.strong_count() > 0);
-            a.iter().filter_map(Weak::upgrade).collect()
-        };
         let same = |nqn: &str| match (old.subsystem(nqn), view.subsystem(nqn)) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             _ => false,
         };
-        for a in accesses {
-            if !same(&a.who.nqn) {
-                a.rebuild(self, view.subsystem(&a.who.nqn).filter(|s| s.id == a.who.subsystem).map(|s| &**s));
-            }
+        self.rebuild_access(|a| !same(&a.who.nqn));
+    }
+
+    /// Makes the tables that `f` names anew.
+    pub(crate) fn rebuild_access(&self, f: impl Fn(&Access) -> bool) {
+        let all: Vec<Rc<Access>> = {
+            let mut a = self.access.borrow_mut();
+            a.retain(|w| w.strong_count() > 0);
+            a.iter().filter_map(Weak::upgrade).collect()
+        };
+        let view = self.view();
+        for a in all.into_iter().filter(|a| f(a)) {
+            a.rebuild(self, view.subsystem(&a.who.nqn).filter(|s| s.id == a.who.subsystem).map(|s| &**s));
         }
     }
 

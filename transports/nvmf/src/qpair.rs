@@ -29,6 +29,7 @@ use crate::io;
 use crate::options::TransportOptions;
 use crate::place::Placement;
 use crate::poll_group::{ABORT_AGAIN, PollGroup};
+use crate::predecessors::GRACE;
 use crate::request::{Begin, Kind, Phase, Request};
 use crate::share::{Host, Line, Want};
 use crate::tally::{Tally, Traffic};
@@ -92,6 +93,8 @@ pub struct Qpair {
     disconnecting: Cell<bool>,
     /// While the connection ends: aborts again what was between two layers of a device and was found by none.
     aborter: RefCell<Option<Timer>>,
+    /// Its host need not wait for its end: what its commands may do to others is kept in mind (`predecessors`).
+    pub(crate) given_up: Cell<bool>,
     _place: Placement,
 }
 
@@ -136,6 +139,7 @@ impl Qpair {
             then: RefCell::new(None),
             disconnecting: Cell::new(false),
             aborter: RefCell::new(None),
+            given_up: Cell::new(false),
             _place: place,
         });
         group.add_qpair(&qp);
@@ -323,6 +327,9 @@ impl Qpair {
 
     #[cold]
     fn drop_slot(&self, slot: u16) {
+        if self.given_up.get() {
+            self.held_ended(slot);
+        }
         self.slots[usize::from(slot)].borrow_mut().clear();
         self.finish_if_idle();
     }
@@ -436,10 +443,14 @@ impl Qpair {
         }
         self.busy.set(self.busy.get() - 1);
         if self.busy.get() != 0 {
-            let weak = Rc::downgrade(self);
-            let again = self.group.reactor().every(ABORT_AGAIN, move |_| {
+            let (weak, r) = (Rc::downgrade(self), self.group.reactor());
+            let (since, grace) = (r.rdtsc(), r.ticks(GRACE));
+            let again = r.every(ABORT_AGAIN, move |r| {
                 if let Some(q) = weak.upgrade() {
                     q.abort_all();
+                    if r.rdtsc().saturating_sub(since) >= grace {
+                        q.give_up();
+                    }
                 }
             });
             *self.aborter.borrow_mut() = Some(again);
