@@ -3,7 +3,7 @@
 mod host;
 mod world;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::*;
 use longshore_reactor::{DmaOptions, Options};
@@ -71,6 +71,28 @@ fn a_connection_without_memory_for_copies_ends_if_its_host_takes_nothing_and_not
     }
     w.wait("who takes nothing is gone", |w| block_on(w.target.qpairs(NQN)).unwrap().len() == 2);
     assert!(slow.read(0, LARGEST).status.is_ok());
+}
+
+/// Somebody may wait to write to what is lent. A host has as long to take all of it as it may take nothing at all where nothing is lent.
+#[test]
+fn a_host_too_slow_for_what_it_was_lent_is_closed_where_there_is_no_memory_for_copies() {
+    const READS: u64 = 100;
+    let limit = Duration::from_secs(3);
+    let w = narrow(limit);
+    block_on(w.target.set_config(|c| c.host_share = 1)).unwrap();
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    let mut slow = io(&w, &admin, 1);
+    let (start, all) = (Instant::now(), reads(&mut slow, READS));
+    slow.send(&all);
+    let mut data = 0;
+    while let Ok(p) = slow.try_pdu() {
+        if p.kind == C2H_DATA {
+            data += 1;
+            assert!(data < READS, "it was served in {:?}", start.elapsed());
+            std::thread::sleep(3 * PACE);
+        }
+    }
+    assert!(data > 2 && start.elapsed() > limit, "closed after {data} reads and {:?}", start.elapsed());
 }
 
 /// The R2T of a write comes behind the data of reads: as much as is queued before nothing more is received.
