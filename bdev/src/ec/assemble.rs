@@ -23,7 +23,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use super::format::{FIRST_EPOCH, MAX_EPOCH, MemberEntry, MemberState, Stamp, Superblock};
+use super::format::{FIRST_EPOCH, MAX_EPOCH, MemberEntry, MemberState, RebuildMode, Stamp, Superblock};
 use super::layout::Layout;
 
 /// A device that has a superblock.
@@ -74,6 +74,9 @@ pub struct Assembly {
     pub quorum: usize,
     /// Slots whose member has an older superblock than `head` and has to be given `head` before any other.
     pub behind: Vec<usize>,
+    /// An attempt of `head`, one epoch before it, after a salvage that took stale members. It has to be given first to members behind whose newest
+    /// superblock is in the copy that `head` goes to: the other one need not be whole, and power may fail at any time.
+    pub step: Option<Superblock>,
     /// Candidates that are not taken, and why. A stale one may be filled again.
     pub rejected: Vec<(usize, Rejection)>,
 }
@@ -175,8 +178,11 @@ pub enum Remedy {
     Destroy,
 }
 
-/// Updates that a start takes, with a salvage before it.
-const UPDATES_OF_A_START: u64 = 5;
+/// Epochs that a salvage goes on by. Odd, so that members which have the head keep it until they have the update; and with room for an attempt.
+const SALVAGE_STEP: u64 = 3;
+
+/// Epochs that a start takes, with a salvage before it.
+const EPOCHS_OF_A_START: u64 = SALVAGE_STEP + 4;
 
 impl Refusal {
     /// What to do about it, where the reason does not say so itself; to be written behind it.
@@ -242,7 +248,8 @@ pub fn decide(candidates: &[Candidate], situation: Situation) -> Decision {
     let head = head(candidates, &ours);
     let quorum = if situation.salvage { head.layout.k } else { head.quorum() };
     let members = vec![None; head.layout.n()];
-    let mut assembly = Assembly { members, head: head.clone(), quorum, behind: Vec::new(), rejected: Vec::new() };
+    let mut assembly =
+        Assembly { members, head: head.clone(), quorum, behind: Vec::new(), step: None, rejected: Vec::new() };
     for (index, candidate) in candidates.iter().enumerate() {
         match judge(candidate, head) {
             Ok(slot) => {
@@ -285,7 +292,7 @@ fn conclude(candidates: &[Candidate], assembly: Assembly, need: usize, situation
             + (0..head.layout.n()).filter(filled).count();
         let remedy = match head.stamp.epoch {
             FIRST_EPOCH => Remedy::Anew,
-            epoch if epoch > MAX_EPOCH - UPDATES_OF_A_START => Remedy::Destroy,
+            epoch if epoch > MAX_EPOCH - EPOCHS_OF_A_START => Remedy::Destroy,
             _ if have + stale < head.layout.k => Remedy::None,
             _ => Remedy::Salvage,
         };
@@ -358,7 +365,7 @@ pub fn fits(bytes: u64, block: u32, layout: &Layout) -> Result<(), Rejection> {
 }
 
 /// An update by the head's writer after the last that was established: it never was, or the head would name it.
-fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
+pub(super) fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
     stamp.nonce == head.stamp.nonce && (head.predecessor.epoch + 1..head.stamp.epoch).contains(&stamp.epoch)
 }
 
@@ -368,7 +375,7 @@ fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
 /// nobody takes it for in sync if this is cut short, and is filled in full when it comes back; so is who was being filled. Those that are being filled, or
 /// failed while they were, come last, whatever they have.
 fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
-    let Assembly { head, members, behind, rejected, .. } = assembly;
+    let Assembly { head, members, behind, step, rejected, .. } = assembly;
     let in_sync = (0..members.len())
         .filter(|&slot| members[slot].is_some() && head.members[slot].state == MemberState::InSync)
         .count();
@@ -380,16 +387,18 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
     let was_whole = |s: &Superblock| s.member().state == MemberState::InSync && !s.member().stands_in();
     stale.sort_by_key(|&c| {
         let s = &candidates[c].superblock;
-        std::cmp::Reverse((was_whole(s), s.stamp))
+        let filled = s.member().rebuild.map(|r| (r.mode == RebuildMode::Wib, r.progress));
+        std::cmp::Reverse((was_whole(s), s.stamp, filled))
     });
     stale.truncate(head.layout.k.saturating_sub(in_sync));
-    if stale.is_empty() || head.stamp.epoch >= MAX_EPOCH {
+    if stale.is_empty() || head.stamp.epoch > MAX_EPOCH - SALVAGE_STEP {
         return;
     }
     let was = head.stamp;
     head.predecessor = was;
-    head.stamp = Stamp { epoch: was.epoch + 1, nonce: was.nonce.wrapping_add(1) };
-    let failed_epoch = head.stamp.epoch;
+    head.stamp = Stamp { epoch: was.epoch + SALVAGE_STEP, nonce: was.nonce.wrapping_add(1) };
+    // Of the attempt's epoch, so that the two say the same.
+    let failed_epoch = head.stamp.epoch - 1;
     for candidate in stale {
         let slot = candidates[candidate].superblock.slot;
         head.members[slot] = MemberEntry { failed_epoch, ..MemberEntry::in_sync(head.members[slot].uuid) };
@@ -406,6 +415,7 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
         }
     }
     *behind = (0..members.len()).filter(|&slot| members[slot].is_some()).collect();
+    *step = Some(Superblock { stamp: Stamp { epoch: head.stamp.epoch - 1, ..head.stamp }, ..head.clone() });
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ec::format::{Features, MATRIX_CAUCHY, Rebuild, RebuildMode};
+use crate::ec::format::{Features, MATRIX_CAUCHY, Rebuild};
 use crate::ec::layout::LayoutOptions;
 
 fn stamp(epoch: u64, nonce: u64) -> Stamp {
@@ -355,6 +355,18 @@ fn a_salvage_with_stale_members_names_all_others_failed_who_have_to_be_filled_in
     assert!(a.head.members[1].stands_in() && !a.head.members[0].stands_in());
     assert!(a.head.members[2..].iter().all(|m| m.last == Stamp::default()), "no bitmap says what they lack");
     assert!(a.head.validate().is_ok() && matches!(a.rejected[..], [(2, Rejection::Stale { .. })]));
+    // Who may have nothing but what this would overwrite is given an attempt first, in the other copy, which counts as much.
+    let step = a.step.unwrap();
+    assert!(step.copy() != a.head.copy() && a.head.copy() != head.copy() && step.validate().is_ok());
+    assert_eq!((&step.members, step.predecessor), (&a.head.members, HEAD));
+    for given in [[&step, &a.head], [&a.head, &step], [&step, &head]] {
+        let two = [candidate(0, given[0]), candidate(1, given[1]), candidate(2, &head)];
+        let found = decide(&two, SALVAGE);
+        assert_eq!(assembled(found).members[0], Some(0));
+        if given[1] != &head {
+            assert_eq!(assembled(decide(&two, SALVAGE)).members[..2], [Some(0), Some(1)]);
+        }
+    }
     // If power fails when one of the two has been given it, the one that was away is not believed.
     let one = [candidate(0, &head), candidate(1, &a.head), candidate(2, &head)];
     assert!(
@@ -393,6 +405,11 @@ fn a_salvage_takes_a_member_that_is_being_filled_if_nobody_else_is_there_and_the
         again[given] = candidate(given, &first.head);
         assert_eq!(assembled(decide(&again, SALVAGE)).members, first.members, "{given} was given it");
     }
+    // Of two that are being filled the one that is further.
+    let mut two = superblock(3, HEAD, BEFORE, &[InSync, InSync, Failed, Rebuilding, Rebuilding]);
+    two.members[4].rebuild = Some(Rebuild { mode: RebuildMode::Full, progress: 9 });
+    let all = [0, 1, 3, 4].map(|slot| candidate(slot, &two));
+    assert_eq!(assembled(decide(&all, SALVAGE)).members, [Some(0), Some(1), None, None, Some(3)]);
     // Who failed in sync comes first.
     let whole = superblock(3, stamp(4, 1), stamp(1, 1), &[InSync; 5]);
     let all = [candidate(0, &head), candidate(1, &head), candidate(3, &head), candidate(4, &whole)];

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use longshore_nvme::wire::Status;
 
+use super::assemble::is_attempt;
 use super::engine::Engine;
 use super::event::Event;
 use super::faults::{self, Mutant, Window};
@@ -200,12 +201,12 @@ impl Engine {
         }
     }
 
-    /// Finishes an update that a crash may have cut short: writes `head` to the members in use that have the one before.
+    /// Finishes an update that a crash may have cut short: writes `head` to the members in use that have the one before, or an attempt between the two.
     pub(super) async fn complete_head(self: &Rc<Self>, head: &Superblock) {
         for slot in masked(self.written_to()) {
             match self.read_superblock(slot).await {
                 Ok((Some(sb), _)) if sb.stamp == head.stamp => self.given.borrow_mut()[slot] = head.stamp,
-                Ok((Some(sb), _)) if sb.stamp == head.predecessor => {
+                Ok((Some(sb), _)) if sb.stamp == head.predecessor || is_attempt(sb.stamp, head) => {
                     let mut buf = self.meta.page().await;
                     if let Some(out) = buf.get_mut() {
                         head.for_slot(slot).encode(&mut out[..SUPERBLOCK_BYTES as usize]);

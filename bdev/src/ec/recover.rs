@@ -183,7 +183,7 @@ impl Engine {
     }
 
     /// A slot that cannot be read costs its member only if others say that it holds a record which counts. Otherwise nothing of that record was
-    /// begun in place, or it is void: the slot is written anew. So it is on a member that stands in, of which no record is demanded.
+    /// begun in place, or it is void: the slot is written anew. Of a member that stands in no record is demanded: what cannot be read there stays as it is.
     ///
     /// For as long as no more members are damaged than can be lost, somebody else has each record and each tail that counts: they are on `m + 1`
     /// members, less those that were missing at the time.
@@ -194,7 +194,11 @@ impl Engine {
             if self.members[slot].is_barred() {
                 continue;
             }
-            if stand_ins >> slot & 1 == 0 && journals.counts(slot, index) {
+            if stand_ins >> slot & 1 != 0 {
+                // The next session writes over it when it needs it.
+                continue;
+            }
+            if journals.counts(slot, index) {
                 self.fail_member(slot, "a record of its journal that counts could not be read");
                 continue;
             }

@@ -333,6 +333,10 @@ fn read(image: &super::image::Image, io: &mut IoRef) -> bool {
     for (i, block) in whole.chunks_exact_mut(bs).enumerate() {
         readable &= image.read(lba + i, block);
     }
+    if !readable {
+        // Whatever the medium gave before it failed.
+        whole.fill(0x5a);
+    }
     let mut from = &whole[..];
     for seg in io.segments_mut() {
         let n = seg.len().min(from.len());

@@ -107,16 +107,6 @@ impl Ledger {
             let salvage = match stack.outlook(world, &present) {
                 Outlook::Starts(taken) if taken == plan.taken => false,
                 Outlook::Salvages(taken) if taken == plan.taken => true,
-                // One that stood in is no member any more: power failed while its only whole superblock was overwritten.
-                Outlook::Salvages(taken)
-                    if plan.taken.iter().any(|m| !plan.kept.contains(m) && !stack.is_member(world, *m)) =>
-                {
-                    let plan = Plan { taken, ..plan.clone() };
-                    self.lose(&plan, stack, oracle);
-                    budget.salvage(self.members, &plan.taken);
-                    self.pinned = Some(plan.clone());
-                    return Ok(Some(plan));
-                }
                 other => return Err(format!("the salvage with {:?} was cut short, and now: {other:?}", plan.taken)),
             };
             return Ok(Some(Plan { salvage, ..plan.clone() }));

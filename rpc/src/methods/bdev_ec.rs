@@ -105,7 +105,7 @@ pub(super) fn declare(registry: &mut Registry) {
             .error(-EEXIST, "File exists: something else has this name, or an array of other figures")
             .error(-EPERM, "Operation not permitted: a device is claimed")
             .error(-EINVAL, "Invalid argument: `data` says which, or what a device holds")
-            .error(-EBUSY, "Device or resource busy: the members make the array, and could not be started; `data` says why: too many of them failed meanwhile, a page of the map is whole on none, or another writer is at work")
+            .error(-EBUSY, "Device or resource busy: the members make the array, and could not be started, or the array is there and offline; `data` says why: too many of them failed meanwhile, a page of the map is whole on none, or another writer is at work")
             .example(example, json!(true)),
     );
     registry.add(

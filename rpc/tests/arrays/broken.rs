@@ -300,7 +300,7 @@ fn a_member_that_fails_a_write_is_out_with_the_reason_and_one_more_takes_the_arr
     let mut params = create();
     params["base_bdevs"] = json!(["EE_d0", "EE_d1", "EE_d2"]);
     let (_, e) = rig.call("bdev_ec_create", params.clone()).unwrap_err();
-    assert!(e.contains("offline: when its members are back, delete it"), "{e}");
+    assert!(e.contains("offline: see 'Offline'"), "{e}");
     rig.call("bdev_ec_delete", json!({"name": "Ec0"})).unwrap();
     rig.call("bdev_ec_create", params).unwrap();
     assert_eq!(rig.array()["offline"], json!(false));

@@ -30,7 +30,7 @@ pub(super) async fn same(registry: &Arc<Registry>, ec: &Ec, uuid: Uuid, o: &Opti
         let why = match o.salvage_requested {
             true => "it is there, and offline: delete it, which leaves its members as they are, and salvage it then",
             false => {
-                "it is there, and offline: when its members are back, delete it, which leaves them as they are, and make it again"
+                "it is there, and offline: see 'Offline' in docs/ec.md for the way back when its members are there again"
             }
         };
         return Err(BdevError::Busy { name: o.name.clone(), why });

@@ -142,7 +142,9 @@ fn without(
     let (mut idle, mut unknown, mut counts) = (Tally::default(), Tally::default(), BTreeMap::new());
     void.into_iter().for_each(|u| idle.add(u.slot, u.index.into(), u.why.to_string()));
     for Unread { slot, index, why, .. } in unread {
-        let named = |s: &Share| s.header.index == index && s.header.participants >> slot & 1 != 0;
+        // Nobody asks one that stands in for a record.
+        let asked = !opened.head.members[slot].stands_in();
+        let named = |s: &Share| asked && s.header.index == index && s.header.participants >> slot & 1 != 0;
         if transactions.values().flatten().any(named) {
             counts.entry(slot).or_insert((index, why));
         } else if blind[&index] > opened.layout().m {

@@ -264,11 +264,21 @@ fn refuse_signatures(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<()
 
 /// Takes the members that were found. Nothing is written, but for a salvage that needs an update of its own.
 async fn take(bases: Vec<Base>, assembly: Assembly, rejected: Vec<PassedOver>) -> Result<Prepared, BdevError> {
-    let Assembly { head, members, quorum, behind, .. } = assembly;
+    let Assembly { head, members, quorum, behind, step, .. } = assembly;
     let mut bases: Vec<Option<Base>> = bases.into_iter().map(Some).collect();
     let mut by_slot: Vec<Option<Base>> = members.iter().map(|c| c.and_then(|c| bases[c].take())).collect();
+    for (slot, base) in by_slot.iter().enumerate().filter(|(slot, _)| step.is_some() && head.members[*slot].stands_in())
+    {
+        let name = base.as_ref().map_or("?", |b| b.io.name());
+        tracing::warn!("array '{}' is salvaged with '{name}' in slot {slot}, which lacks writes", head.name);
+    }
     for slot in behind {
         if let Some(base) = &mut by_slot[slot] {
+            if let Some(step) = &step
+                && base.io.superblock().await?.is_ok_and(|newest| newest.copy() == head.copy())
+            {
+                write::superblock(&base.io, &step.for_slot(slot)).await?;
+            }
             write::superblock(&base.io, &head.for_slot(slot)).await?;
         }
     }

@@ -137,7 +137,7 @@ fn an_array_that_is_offline_is_deleted_before_it_is_salvaged() {
         let refused = w.salvage(1, 1).await.unwrap_err().to_string();
         assert!(refused.contains("offline: delete it"), "{refused}");
         let refused = w.create(1, 1).await.unwrap_err().to_string();
-        assert!(refused.contains("offline: when its members are back, delete it"), "{refused}");
+        assert!(refused.contains("offline: see 'Offline'"), "{refused}");
         drop(node);
         w.arrays.delete(&w.registry, "vol0", false).await.unwrap();
         w.salvage(1, 1).await.unwrap();
