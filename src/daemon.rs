@@ -18,6 +18,7 @@ use longshore::rpc::logging::{Level, Log};
 use longshore::rpc::server::{Endpoints, Server};
 
 use crate::embedded::{self, Served};
+use crate::identity;
 use crate::options::Options;
 use crate::signals;
 use crate::state::StateDir;
@@ -58,6 +59,7 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
     if !ignored.is_empty() {
         tracing::info!("accepted without effect: {}", ignored.join(" "));
     }
+    identity::settle(&o.rpc_socket);
     let (stop, stopped) = mpsc::channel();
     signals::watch(stop).map_err(|e| format!("cannot install signal handlers: {e}"))?;
 

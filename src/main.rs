@@ -3,6 +3,7 @@
 mod check;
 mod daemon;
 mod embedded;
+mod identity;
 mod options;
 mod signals;
 mod state;

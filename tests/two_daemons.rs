@@ -116,3 +116,46 @@ fn a_daemon_on_a_namespace_of_another_one_loses_nothing_however_often_that_is_ki
     assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     check(&upper, &upper);
 }
+
+/// Who uses the subsystem of `place`, by what it says of its controllers.
+fn hosts(place: &Place) -> Vec<(String, String)> {
+    let all = call(place, "nvmf_subsystem_get_controllers", json!({"nqn": NQN}));
+    let field = |c: &serde_json::Value, name: &str| c[name].as_str().expect("a string").to_owned();
+    all.as_array().expect("a list").iter().map(|c| (field(c, "hostnqn"), field(c, "hostid"))).collect()
+}
+
+#[test]
+fn a_daemon_that_was_killed_comes_back_as_the_same_host_and_no_other_daemon_is_it() {
+    if !std::fs::read_to_string("/etc/machine-id").is_ok_and(|t| t.trim().len() == 32) {
+        return served::void(
+            "identity of a daemon",
+            "this machine has none in /etc/machine-id: systemd-machine-id-setup writes it",
+        );
+    }
+    let file = r#"{"method": "bdev_malloc_create", "params": {"name": "M", "num_blocks": 8192, "block_size": 512}}"#;
+    let lower = Place::new("hosts-lower", file, &["M"]);
+    let _below = lower.daemon();
+    let mut found = Vec::new();
+    for name in ["hosts-upper", "hosts-other"] {
+        let remote = json!({"method": "bdev_nvme_attach_controller", "params": attach("Nvme0", &lower, LOSS)});
+        let upper = Place::new(name, &remote.to_string(), &["Nvme0n1"]);
+        let of_life = || {
+            let _above = upper.daemon();
+            let mut all = hosts(&lower);
+            // The controller of the life before may not have ended yet.
+            all.dedup();
+            assert_eq!(all.len(), 1, "{all:?}");
+            all.remove(0)
+        };
+        let (first, second) = (of_life(), of_life());
+        assert_eq!(first, second, "the same in each life");
+        assert_eq!(first.0, format!("nqn.2014-08.org.nvmexpress:uuid:{}", first.1));
+        found.push(first);
+        let start = Instant::now();
+        while !hosts(&lower).is_empty() {
+            assert!(start.elapsed() < PATIENCE, "a killed daemon is still connected");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    assert_ne!(found[0], found[1]);
+}

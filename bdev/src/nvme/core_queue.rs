@@ -98,6 +98,8 @@ pub(crate) struct CoreQueue {
     pub(super) again: RefCell<Option<Timer>>,
     /// Watches over commands that were to be aborted, by namespace and serial number of the device.
     pub(super) deadlines: RefCell<HashMap<(u32, u32), Timer>>,
+    /// Namespaces that are not ready, by namespace and serial number of the device: since when, and when one last said so.
+    pub(super) not_ready: RefCell<HashMap<(u32, u32), (u64, u64)>>,
 }
 
 thread_local! {
@@ -147,6 +149,7 @@ impl CoreQueue {
             dry: RefCell::default(),
             again: RefCell::default(),
             deadlines: RefCell::default(),
+            not_ready: RefCell::default(),
         });
         OPEN.with(|m| m.borrow_mut().insert(entry.number, Rc::downgrade(&q)));
         entry.core_joins(reactor.handle());

@@ -14,6 +14,8 @@ use crate::queue::IoQueue as Held;
 const ABORT_LIMIT: Duration = Duration::from_secs(8);
 /// Requests that failed for a passing reason are tried again after this.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A namespace that refused nothing for so long counts as ready.
+const QUIET: Duration = Duration::from_secs(1);
 /// How requests end whose namespace is gone.
 pub(super) const GONE: Status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
 /// Of the first word: an abort was asked for.
@@ -64,7 +66,8 @@ impl CoreQueue {
         let limit = self.entry.retries;
         // Nobody asked for this one: an Abort came late, and its command's identifier was in use again.
         let stray = status.is(Status::ABORT_REQUESTED) && !aborted(&io) && !late;
-        let again = lost || (stray || passing(status)) && (limit < 0 || i32::from(tag.retries()) < limit);
+        let counted = (stray || passing(status)) && (limit < 0 || i32::from(tag.retries()) < limit);
+        let again = lost || self.is_awaited(tag, status) || counted;
         let open = matches!(self.entry.path(), Path::Up | Path::Held);
         if aborted(&io) || !again || !open || !self.entry.is_current(tag.nsid(), tag.serial()) {
             return io.complete(status);
@@ -81,6 +84,20 @@ impl CoreQueue {
             self.later.push(io);
             self.look_again(PAUSE);
         }
+    }
+
+    /// Whether this says that a namespace is not ready, for less long than requests wait for a controller: what held them up may be
+    /// what the controller was lost for, a device that hung or an array that is being started.
+    fn is_awaited(&self, tag: Tag, status: Status) -> bool {
+        if !status.is(Status::NAMESPACE_NOT_READY) || status.dnr() {
+            return false;
+        }
+        let (now, quiet) = (self.reactor.rdtsc(), self.reactor.ticks(QUIET));
+        let mut all = self.not_ready.borrow_mut();
+        all.retain(|_, (_, last)| now.saturating_sub(*last) < quiet);
+        let (since, last) = all.entry((tag.nsid(), tag.serial())).or_insert((now, now));
+        *last = now;
+        now.saturating_sub(*since) < self.reactor.ticks(self.entry.options.reconnect.patience())
     }
 
     /// Whether requests may be sent, or wait, may have changed. Where requests may not end.

@@ -59,7 +59,7 @@ impl Connect<'_> {
             })
         };
         let mut data = ConnectData::new_zeroed();
-        data.hostid = o.hostid;
+        data.hostid = o.effective_hostid();
         data.cntlid = self.cntlid.into();
         data.subnqn = nqn("subsystem NQN", self.subnqn)?;
         data.hostnqn = nqn("host NQN", &o.effective_hostnqn())?;

@@ -52,5 +52,5 @@ pub use discovery::DiscoveryLog;
 pub use error::HostError;
 pub use events::{ControllerEvent, EventSink};
 pub use namespace::Namespace;
-pub use options::{HostOptions, TimeoutAction, TransportId};
+pub use options::{HostOptions, TimeoutAction, TransportId, set_process_hostid};
 pub use qpair::{Completer, Data, Done, Qpair, Rejected};

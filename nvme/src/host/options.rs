@@ -1,6 +1,8 @@
 //! Where a controller is reached, and how it is used.
 
+use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::wire::DISCOVERY_NQN;
@@ -64,8 +66,9 @@ pub enum TimeoutAction {
 pub struct HostOptions {
     /// Host NQN; a fixed one made of the host identifier if empty.
     pub hostnqn: String,
-    /// Host identifier; a random one for this process unless set.
-    pub hostid: [u8; 16],
+    /// Host identifier. `None`: the UUID that the host NQN is made of, if it is of that form, otherwise this process's
+    /// ([`set_process_hostid`]).
+    pub hostid: Option<[u8; 16]>,
     /// Local address to connect from.
     pub source: Option<SocketAddr>,
     /// Ask for header digests.
@@ -110,7 +113,7 @@ impl Default for HostOptions {
     fn default() -> Self {
         HostOptions {
             hostnqn: String::new(),
-            hostid: process_hostid(),
+            hostid: None,
             source: None,
             hdgst: false,
             ddgst: false,
@@ -129,14 +132,37 @@ impl Default for HostOptions {
     }
 }
 
+/// How host NQNs start that are made of a UUID (NVMe Base Specification 2.0, 4.5).
+const OF_UUID: &str = "nqn.2014-08.org.nvmexpress:uuid:";
+
 impl HostOptions {
     /// The host NQN that is used: the one given, or the one that follows from the host identifier.
     pub fn effective_hostnqn(&self) -> String {
         if !self.hostnqn.is_empty() {
             return self.hostnqn.clone();
         }
-        format!("nqn.2014-08.org.nvmexpress:uuid:{}", uuid_text(&self.hostid))
+        format!("{OF_UUID}{}", uuid_text(&self.effective_hostid()))
     }
+
+    /// The host identifier that is used.
+    pub fn effective_hostid(&self) -> [u8; 16] {
+        let named = || self.hostnqn.strip_prefix(OF_UUID).and_then(uuid_bytes);
+        self.hostid.or_else(named).unwrap_or_else(process_hostid)
+    }
+}
+
+/// What the usual text of a UUID stands for. `None` if it is none, or the nil UUID, which is no host identifier.
+fn uuid_bytes(text: &str) -> Option<[u8; 16]> {
+    let dashes = |(i, c): (usize, u8)| (c == b'-') == matches!(i, 8 | 13 | 18 | 23);
+    if text.len() != 36 || !text.bytes().enumerate().all(dashes) {
+        return None;
+    }
+    let digits: Option<Vec<u8>> = text.chars().filter(|c| *c != '-').map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+    let mut id = [0; 16];
+    for (byte, pair) in id.iter_mut().zip(digits?.chunks_exact(2)) {
+        *byte = pair[0] << 4 | pair[1];
+    }
+    (id != [0; 16]).then_some(id)
 }
 
 /// The usual text of a UUID.
@@ -145,12 +171,17 @@ pub(crate) fn uuid_text(b: &[u8; 16]) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// A random UUID, the same for the whole process.
+static PROCESS: OnceLock<[u8; 16]> = OnceLock::new();
+
+/// Sets what identifies this process as a host unless [`HostOptions`] say otherwise: a UUID that is the same whenever the program is
+/// started again, so that controllers recognise who comes back. Without it, it is a random one. False: it is settled already.
+pub fn set_process_hostid(id: [u8; 16]) -> bool {
+    PROCESS.set(id).is_ok()
+}
+
+/// What identifies this process.
 fn process_hostid() -> [u8; 16] {
-    use std::hash::{BuildHasher, Hasher};
-    use std::sync::OnceLock;
-    static ID: OnceLock<[u8; 16]> = OnceLock::new();
-    *ID.get_or_init(|| {
+    *PROCESS.get_or_init(|| {
         let mut id = [0; 16];
         for (i, half) in id.chunks_exact_mut(8).enumerate() {
             // Each `RandomState` has keys of its own, from the system's random numbers.
@@ -171,10 +202,32 @@ mod tests {
 
     #[test]
     fn a_host_without_a_name_is_named_after_its_identifier() {
-        let o = HostOptions { hostid: *b"0123456789abcdef", ..HostOptions::default() };
+        let o = HostOptions { hostid: Some(*b"0123456789abcdef"), ..HostOptions::default() };
         assert_eq!(o.effective_hostnqn(), "nqn.2014-08.org.nvmexpress:uuid:30313233-3435-3637-3839-616263646566");
-        assert_eq!(HostOptions::default().hostid, HostOptions::default().hostid);
         let named = HostOptions { hostnqn: "nqn.x".into(), ..o };
-        assert_eq!(named.effective_hostnqn(), "nqn.x");
+        assert_eq!((&*named.effective_hostnqn(), named.effective_hostid()), ("nqn.x", *b"0123456789abcdef"));
+    }
+
+    #[test]
+    fn a_host_named_after_a_uuid_is_identified_by_it_and_others_are_this_process() {
+        let of = |hostnqn: &str| HostOptions { hostnqn: hostnqn.into(), ..HostOptions::default() }.effective_hostid();
+        assert_eq!(of("nqn.2014-08.org.nvmexpress:uuid:30313233-3435-3637-3839-61626364656f"), *b"0123456789abcdeo");
+        assert_eq!(of("nqn.2014-08.org.nvmexpress:uuid:30313233-3435-3637-3839-61626364656F"), *b"0123456789abcdeo");
+        let me = of("");
+        assert_ne!(me, [0; 16]);
+        for other in [
+            "nqn.x",
+            "nqn.2014-08.org.nvmexpress:uuid:",
+            "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-0000-0000-000000000000",
+            "nqn.2014-08.org.nvmexpress:uuid:30313233-3435-3637-3839-61626364656g",
+            "nqn.2014-08.org.nvmexpress:uuid:30313233-3435-3637-38390-1626364656f",
+            "nqn.2014-08.org.nvmexpress:uuid:30313233-3435-3637-3839-61626364656ff",
+            "nqn.2014-08.org.nvmexpress:uuid:é0313233-3435-3637-3839-6162636465é",
+        ] {
+            assert_eq!(of(other), me, "{other}");
+        }
+        // Settled by its first use.
+        assert!(!set_process_hostid([7; 16]));
+        assert_eq!(of(""), me);
     }
 }

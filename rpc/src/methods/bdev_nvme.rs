@@ -73,7 +73,7 @@ params! {
         delay_cmd_submit: bool = true,
         /// How often a command is sent again by the transport; no effect: commands of a lost connection wait for the next one.
         transport_retry_count: u32 = 4,
-        /// How often an I/O is tried again that the controller failed for a passing reason; -1: for ever. (A lost connection does not count.)
+        /// How often an I/O is tried again that the controller failed for a passing reason; -1: for ever. (A lost connection does not count, nor a namespace that is not ready: both are waited for.)
         bdev_retry_count: i32 = 3,
         /// Transport acknowledge timeout (rdma); no effect.
         transport_ack_timeout: u8 = 0,
@@ -137,7 +137,7 @@ params! {
         priority: Ignored<String>,
         /// NQN of the subsystem.
         subnqn: Option<String>,
-        /// NQN of this host; without it one of this process.
+        /// NQN of this host; without it one that follows from /etc/machine-id and the path of the RPC socket.
         hostnqn: Option<String>,
         /// Address to connect from.
         hostaddr: Option<String>,

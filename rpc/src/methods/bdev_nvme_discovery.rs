@@ -25,7 +25,7 @@ params! {
         adrfam: Option<String>,
         /// Port; without it 8009.
         trsvcid: Option<String>,
-        /// NQN of this host; without it one of this process.
+        /// NQN of this host; without it one that follows from /etc/machine-id and the path of the RPC socket.
         hostnqn: Option<String>,
         /// Answer when everything that is listed was attached.
         wait_for_attach: bool = false,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use longshore_bdev::nvme::{AttachOptions, Controllers, NvmeOptions, PathFilter, TimeoutAction, TransportId};
+use longshore_bdev::nvme::{
+    AttachOptions, Controllers, NvmeOptions, PathFilter, Reconnect, TimeoutAction, TransportId,
+};
 use longshore_bdev::{
     Bdev, BdevError, BdevNode, Channel, Geometry, IoChannel, IoFlags, IoId, IoRef, Op, Registry, Status, SupportedOps,
 };
@@ -93,6 +95,15 @@ fn remotely<Fut: Future<Output = Status> + 'static>(
     o: NvmeOptions,
     f: impl FnOnce(Reactor, Channel) -> Fut + Send + 'static,
 ) -> Status {
+    remotely_with(Reconnect::default(), dev, o, f)
+}
+
+fn remotely_with<Fut: Future<Output = Status> + 'static>(
+    reconnect: Reconnect,
+    dev: Arc<Moody>,
+    o: NvmeOptions,
+    f: impl FnOnce(Reactor, Channel) -> Fut + Send + 'static,
+) -> Status {
     let w = World::new();
     w.target.bdevs().register("Moody", None, dev).unwrap();
     let ns = NamespaceOptions { bdev_name: "Moody".into(), nsid: Some(2), ..NamespaceOptions::default() };
@@ -102,7 +113,12 @@ fn remotely<Fut: Future<Output = Status> + 'static>(
     let registry = Registry::new();
     let controllers = Controllers::new(registry.clone(), rt.cores().to_vec());
     controllers.set_options(o).unwrap();
-    block_on(controllers.attach("Nvme0", TransportId::tcp(w.addr, NQN), AttachOptions::default())).unwrap();
+    block_on(controllers.attach(
+        "Nvme0",
+        TransportId::tcp(w.addr, NQN),
+        AttachOptions { reconnect, ..AttachOptions::default() },
+    ))
+    .unwrap();
     let run = rt.cores()[1].spawn(move |r| async move {
         let desc = registry.open("Nvme0n2", true, Box::new(|_| {})).unwrap();
         f(r, desc.channel().unwrap()).await
@@ -154,4 +170,25 @@ fn a_command_that_was_aborted_for_taking_too_long_is_not_sent_again() {
     let s = remotely(dev.clone(), o, |r, ch| async move { ch.read(0, 1, filled(&r, 0)).await.0 });
     assert!(s.is(Status::ABORT_REQUESTED), "{s}");
     assert_eq!(dev.seen(Op::Read), 1);
+}
+
+#[test]
+fn a_namespace_that_is_not_ready_is_awaited_as_long_as_a_lost_controller() {
+    let lossy = |loss| Reconnect { ctrlr_loss_timeout_sec: loss, reconnect_delay_sec: 1, fast_io_fail_timeout_sec: 0 };
+    let read = |r: Reactor, ch: Channel| async move { ch.read(0, 1, filled(&r, 0)).await.0 };
+    let o = || NvmeOptions { bdev_retry_count: 0, ..NvmeOptions::default() };
+    let dev = |times| Moody::new(&[Op::Read], Op::Read, Some(Status::NAMESPACE_NOT_READY), times);
+    for loss in [3600, -1] {
+        let dev = dev(12);
+        assert_eq!(remotely_with(lossy(loss), dev.clone(), o(), read), Status::SUCCESS);
+        assert_eq!(dev.seen(Op::Read), 13);
+    }
+    let never = dev(u32::MAX);
+    assert_eq!(remotely_with(lossy(1), never.clone(), o(), read), Status::NAMESPACE_NOT_READY);
+    assert!(never.seen(Op::Read) > 1);
+    // Not to be tried again: told at once.
+    let dnr = Moody::new(&[Op::Read], Op::Read, Some(Status::NAMESPACE_NOT_READY.with_dnr()), u32::MAX);
+    let s = remotely_with(lossy(3600), dnr.clone(), o(), read);
+    assert!(s.is(Status::NAMESPACE_NOT_READY) && s.dnr(), "{s}");
+    assert_eq!(dnr.seen(Op::Read), 1);
 }
