@@ -22,6 +22,9 @@ use crate::registry::BdevError;
 
 const PAGE: usize = 4096;
 
+/// Memory of at least this size asks for huge pages: random reads of 4 KiB pages wait for the page table more than for the data.
+const HUGE: usize = 2 << 20;
+
 /// Zeroed runs of at least this many bytes give their pages back...
 const RELEASE: usize = 1 << 20;
 /// ...about so many at a time.
@@ -100,6 +103,10 @@ impl Map {
             )
         }
         .map_err(|e| BdevError::NoMemory(format!("cannot reserve {len} bytes for a malloc bdev: {e}")))?;
+        if len >= HUGE {
+            // SAFETY: the mapping made above. Without huge pages it is slower, and as good otherwise.
+            let _ = unsafe { rustix::mm::madvise(p, len, Advice::LinuxHugepage) };
+        }
         Ok(Map { base: NonNull::new(p.cast()).expect("mmap never returns null"), len })
     }
 }
