@@ -12,7 +12,8 @@
 //!   established update, or an attempt of the same writer between the two, hold everything that was acknowledged, if the
 //!   head's table says that they are in sync: nothing was acknowledged on the strength of the head.
 //! * Such members are [behind](Assembly::behind). Whoever assembles brings them to the head, unchanged, before making an update of
-//!   its own: otherwise crashes in a row would leave members at ever more attempts, and these would count as stale.
+//!   its own: otherwise crashes in a row would leave members at ever more attempts, and these would count as stale. So does a
+//!   salvage: [`given`](super::given) has the order.
 //! * An array of the first epoch was made but never started, so that it holds no data. It needs all its members: if making it was
 //!   cut short, there is none.
 //! * An update that names fewer than a quorum in sync cannot be established and is never written.
@@ -72,11 +73,10 @@ pub struct Assembly {
     pub members: Vec<Option<usize>>,
     /// The fewest members in sync with which it runs: [`Superblock::quorum`], or k after a salvage.
     pub quorum: usize,
-    /// Slots whose member has an older superblock than `head` and has to be given `head` before any other.
+    /// Slots whose member holds everything, but has an older superblock than the newest that was found, and has to be given that before any other.
     pub behind: Vec<usize>,
-    /// An attempt of `head`, one epoch before it, after a salvage that took stale members. It has to be given first to members behind whose newest
-    /// superblock is in the copy that `head` goes to: the other one need not be whole, and power may fail at any time.
-    pub step: Option<Superblock>,
+    /// After a salvage that took stale members: the newest superblock that was found, the predecessor of `head`.
+    pub found: Option<Superblock>,
     /// Candidates that are not taken, and why. A stale one may be filled again.
     pub rejected: Vec<(usize, Rejection)>,
 }
@@ -178,7 +178,7 @@ pub enum Remedy {
     Destroy,
 }
 
-/// Epochs that a salvage goes on by. Odd, so that members which have the head keep it until they have the update; and with room for an attempt.
+/// Epochs that a salvage goes on by. Odd, so that members which have the head keep it until they have the update; and with room for attempts.
 const SALVAGE_STEP: u64 = 3;
 
 /// Epochs that a start takes, with a salvage before it.
@@ -249,7 +249,7 @@ pub fn decide(candidates: &[Candidate], situation: Situation) -> Decision {
     let quorum = if situation.salvage { head.layout.k } else { head.quorum() };
     let members = vec![None; head.layout.n()];
     let mut assembly =
-        Assembly { members, head: head.clone(), quorum, behind: Vec::new(), step: None, rejected: Vec::new() };
+        Assembly { members, head: head.clone(), quorum, behind: Vec::new(), found: None, rejected: Vec::new() };
     for (index, candidate) in candidates.iter().enumerate() {
         match judge(candidate, head) {
             Ok(slot) => {
@@ -375,7 +375,7 @@ pub(super) fn is_attempt(stamp: Stamp, head: &Superblock) -> bool {
 /// nobody takes it for in sync if this is cut short, and is filled in full when it comes back; so is who was being filled. Those that are being filled, or
 /// failed while they were, come last, whatever they have.
 fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
-    let Assembly { head, members, behind, step, rejected, .. } = assembly;
+    let Assembly { head, members, behind, found, rejected, .. } = assembly;
     let in_sync = (0..members.len())
         .filter(|&slot| members[slot].is_some() && head.members[slot].state == MemberState::InSync)
         .count();
@@ -395,10 +395,11 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
         return;
     }
     let was = head.stamp;
+    *found = Some(head.clone());
     head.predecessor = was;
     head.stamp = Stamp { epoch: was.epoch + SALVAGE_STEP, nonce: was.nonce.wrapping_add(1) };
-    // Of the attempt's epoch, so that the two say the same.
-    let failed_epoch = head.stamp.epoch - 1;
+    // Of the first attempt's epoch, so that all say the same: see `given`.
+    let failed_epoch = was.epoch + 1;
     for candidate in stale {
         let slot = candidates[candidate].superblock.slot;
         head.members[slot] = MemberEntry { failed_epoch, ..MemberEntry::in_sync(head.members[slot].uuid) };
@@ -414,10 +415,9 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
             rejected.push((c, Rejection::Stale { has: candidates[c].superblock.stamp, head: head.stamp }));
         }
     }
-    *behind = (0..members.len()).filter(|&slot| members[slot].is_some()).collect();
-    *step = Some(Superblock { stamp: Stamp { epoch: head.stamp.epoch - 1, ..head.stamp }, ..head.clone() });
+    behind.retain(|&slot| members[slot].is_some() && !head.members[slot].stands_in());
 }
 
 #[cfg(test)]
 #[path = "assemble_tests.rs"]
-mod tests;
+pub(super) mod tests;

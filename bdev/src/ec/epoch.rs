@@ -10,6 +10,7 @@ use super::event::Event;
 use super::faults::{self, Mutant, Window};
 use super::flush::Offline;
 use super::format::{MAX_EPOCH, MemberEntry, MemberState, Stamp, Superblock};
+use super::given::on_the_way;
 use super::layout::{Layout, SUPERBLOCK_BYTES};
 use super::txn::masked;
 use crate::io::{IoFlags, Op};
@@ -207,12 +208,14 @@ impl Engine {
             match self.read_superblock(slot).await {
                 Ok((Some(sb), _)) if sb.stamp == head.stamp => self.given.borrow_mut()[slot] = head.stamp,
                 Ok((Some(sb), _)) if sb.stamp == head.predecessor || is_attempt(sb.stamp, head) => {
-                    let mut buf = self.meta.page().await;
-                    if let Some(out) = buf.get_mut() {
-                        head.for_slot(slot).encode(&mut out[..SUPERBLOCK_BYTES as usize]);
+                    for next in on_the_way(sb.stamp, head).iter().chain([head]) {
+                        let mut buf = self.meta.page().await;
+                        if let Some(out) = buf.get_mut() {
+                            next.for_slot(slot).encode(&mut out[..SUPERBLOCK_BYTES as usize]);
+                        }
+                        self.write_to_all(1 << slot, Layout::superblock_at(next.copy()), &buf).await;
+                        self.meta.stock_page(buf);
                     }
-                    self.write_to_all(1 << slot, Layout::superblock_at(head.copy()), &buf).await;
-                    self.meta.stock_page(buf);
                 }
                 _ => self.fail_member(slot, "its superblock is not of this array's last update"),
             }

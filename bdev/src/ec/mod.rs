@@ -23,6 +23,7 @@ mod event;
 mod flights;
 mod flush;
 pub mod format;
+mod given;
 #[cfg(test)]
 mod golden;
 #[cfg(not(test))]

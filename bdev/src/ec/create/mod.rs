@@ -31,6 +31,7 @@ use uuid::Uuid;
 
 use super::assemble::{Assembly, Candidate, Decision, Rejection, Situation, decide};
 use super::format::{FIRST_EPOCH, FormatError, Superblock};
+use super::given::on_the_way;
 use super::layout::{Layout, SUPERBLOCK_BYTES};
 use crate::desc::BdevDesc;
 use crate::event::BdevEvent;
@@ -264,24 +265,22 @@ fn refuse_signatures(o: &Options, bases: &[Base], probes: &[Probe]) -> Result<()
 
 /// Takes the members that were found. Nothing is written, but for a salvage that needs an update of its own.
 async fn take(bases: Vec<Base>, assembly: Assembly, rejected: Vec<PassedOver>) -> Result<Prepared, BdevError> {
-    let Assembly { head, members, quorum, behind, step, .. } = assembly;
     let mut bases: Vec<Option<Base>> = bases.into_iter().map(Some).collect();
-    let mut by_slot: Vec<Option<Base>> = members.iter().map(|c| c.and_then(|c| bases[c].take())).collect();
-    for (slot, base) in by_slot.iter().enumerate().filter(|(slot, _)| step.is_some() && head.members[*slot].stands_in())
-    {
+    let by_slot: Vec<Option<Base>> = assembly.members.iter().map(|c| c.and_then(|c| bases[c].take())).collect();
+    let (head, salvaged) = (&assembly.head, assembly.found.is_some());
+    for (slot, base) in by_slot.iter().enumerate().filter(|(slot, _)| salvaged && head.members[*slot].stands_in()) {
         let name = base.as_ref().map_or("?", |b| b.io.name());
         tracing::warn!("array '{}' is salvaged with '{name}' in slot {slot}, which lacks writes", head.name);
     }
-    for slot in behind {
-        if let Some(base) = &mut by_slot[slot] {
-            if let Some(step) = &step
-                && base.io.superblock().await?.is_ok_and(|newest| newest.copy() == head.copy())
-            {
-                write::superblock(&base.io, &step.for_slot(slot)).await?;
-            }
-            write::superblock(&base.io, &head.for_slot(slot)).await?;
+    for (slot, next) in assembly.gifts() {
+        let Some(base) = &by_slot[slot] else { continue };
+        let newest = base.io.superblock().await?.map(|s| s.stamp);
+        if let Some(attempt) = newest.ok().and_then(|newest| on_the_way(newest, next)) {
+            write::superblock(&base.io, &attempt.for_slot(slot)).await?;
         }
+        write::superblock(&base.io, &next.for_slot(slot)).await?;
     }
+    let Assembly { head, quorum, .. } = assembly;
     let members = by_slot.into_iter().enumerate().map(|(slot, base)| {
         base.map(|base| {
             let _ = base.slot.set(slot);
