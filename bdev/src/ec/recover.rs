@@ -13,6 +13,7 @@ use super::faults::{self, Mutant, Window};
 use super::flush::Offline;
 use super::format::{RECORD_BYTES, RecordHeader};
 use super::journal::MARK;
+use super::memory::ZEROES;
 use super::txn::masked;
 use crate::io::{IoFlags, Op};
 
@@ -76,20 +77,21 @@ fn decide(all: BTreeMap<u64, Found>, tail: u64, live: u64) -> (Vec<(u64, Found)>
 
 impl Engine {
     /// Replays the journal: rolls forward what may have been begun in place, and leaves the rest. In place and durable when this
-    /// ends; the caller voids the records.
-    pub(super) async fn replay(self: &Rc<Self>) -> Result<Recovered, Offline> {
+    /// ends; the caller voids the records, and then has those slots [written anew](Engine::renew_slots) that come back: they are of
+    /// members that stand in, and cannot be read.
+    pub(super) async fn replay(self: &Rc<Self>) -> Result<(Recovered, Vec<(usize, u32)>), Offline> {
         faults::enter(Window::Recovery);
         let outcome = self.replay_all().await;
         faults::leave(Window::Recovery);
         outcome
     }
 
-    async fn replay_all(self: &Rc<Self>) -> Result<Recovered, Offline> {
+    async fn replay_all(self: &Rc<Self>) -> Result<(Recovered, Vec<(usize, u32)>), Offline> {
         let l = self.shared.layout;
         let mut journals = self.read_headers().await;
         let mut lanes = Vec::new();
         self.read_payloads(&mut journals, &mut lanes).await;
-        self.mend_journals(&journals).await;
+        let later = self.mend_journals(&journals).await;
         let (forward, discarded) = decide(journals.all, journals.tail, self.written_to() & !self.stand_ins());
         // Also if none is missing: one may fail before all is in place.
         for (_, found) in &forward {
@@ -120,7 +122,7 @@ impl Engine {
                 }
             }
         }
-        if self.shared.is_offline() { Err(Offline) } else { Ok(done) }
+        if self.shared.is_offline() { Err(Offline) } else { Ok((done, later)) }
     }
 
     /// Members that a salvage took though they lack writes: nothing was made to wait for their records.
@@ -183,35 +185,49 @@ impl Engine {
     }
 
     /// A slot that cannot be read costs its member only if others say that it holds a record which counts. Otherwise nothing of that record was
-    /// begun in place, or it is void: the slot is written anew. Of a member that stands in no record is demanded: what cannot be read there stays as it is.
+    /// begun in place, or it is void: the slot is written anew. Of a member that stands in no record is demanded: until all records are void, what
+    /// cannot be read there may be read again some day, and stays as it is. Such slots come back.
     ///
     /// For as long as no more members are damaged than can be lost, somebody else has each record and each tail that counts: they are on `m + 1`
     /// members, less those that were missing at the time.
-    async fn mend_journals(self: &Rc<Self>, journals: &Journals) {
-        let l = self.shared.layout;
-        let stand_ins = self.stand_ins();
+    async fn mend_journals(self: &Rc<Self>, journals: &Journals) -> Vec<(usize, u32)> {
+        let (stand_ins, mut now, mut later) = (self.stand_ins(), Vec::new(), Vec::new());
         for &(slot, index) in &journals.unread {
             if self.members[slot].is_barred() {
                 continue;
             }
             if stand_ins >> slot & 1 != 0 {
-                // The next session writes over it when it needs it.
-                continue;
-            }
-            if journals.counts(slot, index) {
+                later.push((slot, index));
+            } else if journals.counts(slot, index) {
                 self.fail_member(slot, "a record of its journal that counts could not be read");
+            } else {
+                now.push((slot, index));
+            }
+        }
+        self.renew_slots(&now).await;
+        later
+    }
+
+    /// Writes slots of members' journals anew that could not be read, durably.
+    ///
+    /// Before the session has records. If power cut short the first one in such a slot while others have theirs, the slot would still not be read, the
+    /// next recovery would find that it counts, and the member would have failed.
+    pub(super) async fn renew_slots(self: &Rc<Self>, unread: &[(usize, u32)]) {
+        let l = self.shared.layout;
+        for &(slot, index) in unread {
+            if self.members[slot].is_barred() {
                 continue;
             }
             tracing::warn!(
                 "array '{}': slot {index} of member {slot}'s journal cannot be read: written anew",
                 self.shared.name
             );
-            let mut page = self.meta.page().await;
-            if let Some(out) = page.get_mut() {
-                out.fill(0);
+            // The payload's blocks, too: one that cannot be read would cost the member as much.
+            let (at, bytes) = (l.journal_at(index), l.journal_slot_bytes());
+            for from in (0..bytes).step_by(ZEROES) {
+                let piece = self.zeroes.slice(0, (bytes - from).min(ZEROES as u64) as usize);
+                self.write_to_all(1 << slot, at + from, &piece).await;
             }
-            self.write_to_all(1 << slot, l.journal_at(index), &page.slice(0, l.block as usize)).await;
-            self.meta.stock_page(page);
         }
     }
 

@@ -226,7 +226,7 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
     engine.stable_again();
     // Before any page is written anew.
     engine.level(uneven).await;
-    let done = engine.replay().await?;
+    let (done, unread) = engine.replay().await?;
     if faults::is(Mutant::DiscardedNotVoided) {
         engine.establish(0, |_| {}).await?;
     } else {
@@ -239,8 +239,10 @@ async fn begin(engine: &Rc<Engine>) -> Result<Recovered, Offline> {
         engine.session.set(session);
     }
     engine.stable_again();
+    // No record counts any more, and there is none of this session yet.
+    engine.renew_slots(&unread).await;
     engine.forget_intent().await;
-    Ok(done)
+    if engine.shared.is_offline() { Err(Offline) } else { Ok(done) }
 }
 
 /// Ends a session: what was acknowledged is made durable, and the members are closed.

@@ -1,5 +1,7 @@
 //! Metadata that cannot be read, and how long it takes to read it.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::probe::{Act, Kind, array, array_with, ec};
@@ -118,6 +120,57 @@ fn a_record_that_counts_and_cannot_be_read_costs_its_member_and_no_data() {
                 let (_desc, ch) = open(&s.registry, "a");
                 m.check(&r, &ch, 512, 9).await;
             }
+            drop(node);
+            s.stop().await;
+        });
+    }
+}
+
+#[test]
+fn slots_of_a_stand_ins_journal_that_cannot_be_read_are_written_anew_when_all_records_are_void() {
+    for volatile in [false, true] {
+        sim(4, move |r| async move {
+            let (s, judges) = array(2, 1, 8, Kind { volatile, ..Kind::default() });
+            s.create(&r).await;
+            // A salvage took member 1 though it lacked writes; there are no more than k.
+            let mut head = s.head();
+            (head.predecessor, head.stamp.epoch) = (head.stamp, 4);
+            head.members[1].failed_epoch = 4;
+            (head.members[2].state, head.members[2].failed_epoch) = (Failed, 4);
+            for slot in 0..2 {
+                let mut bytes = vec![0; 4096];
+                head.for_slot(slot).encode(&mut bytes);
+                s.put(&r, slot, Layout::superblock_at(head.copy()), &bytes).await;
+            }
+            let at = |index| s.layout.journal_at(index) / 512;
+            let (spoiled, written) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(Mutex::new((0, Vec::new()))));
+            spoiled.lock().unwrap().extend([at(0), at(3), at(3) + 2, at(7)]);
+            let (bad, log, first) = (spoiled.clone(), written.clone(), at(0));
+            judges.set(move |slot, io| {
+                if slot != 1 {
+                    return Act::Pass;
+                }
+                let (blocks, mut log) = (io.lba()..io.lba() + u64::from(io.nblocks()), log.lock().unwrap());
+                let mut bad = bad.lock().unwrap();
+                if io.op() == Op::Read && bad.range(blocks.clone()).next().is_some() {
+                    return Act::Fail(Status::UNRECOVERED_READ_ERROR);
+                }
+                if io.op() == Op::Write {
+                    log.0 += u32::from(blocks.end <= first && io.nblocks() == 8 && io.lba() * 512 < 128 << 10);
+                    let before = bad.len();
+                    bad.retain(|b| !blocks.contains(b));
+                    let updates = log.0;
+                    (bad.len()..before).for_each(|_| log.1.push((updates, io.flags().has(IoFlags::FUA))));
+                }
+                Act::Pass
+            });
+            let node = s.start(&r, &[2]).await.unwrap();
+            assert_eq!(ec(&node).member_state(1), InSync);
+            assert!(
+                spoiled.lock().unwrap().is_empty(),
+                "a first record there that power cuts short would count, and not be read"
+            );
+            assert_eq!(written.lock().unwrap().1, [(2, true); 4], "durably, after the update with the new session");
             drop(node);
             s.stop().await;
         });
