@@ -87,6 +87,13 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// The devices of a configuration are being made.
+    pub fn is_loading(&self) -> bool {
+        self.to_come.state().loads > 0
+    }
+}
+
 impl Loading {
     /// A layer was built on `base`, or waits for it, or cannot be.
     pub fn built(&mut self, base: &str) {

@@ -15,8 +15,10 @@ use crate::registry::{BdevError, Registry};
 /// Whether the running array `ec` is the one that `o` asks for. With its UUID, members may have been replaced since the call was saved. Without, each
 /// device that is listed has to be its member, or one that it lost and that is back; those that are not there stand for slots without a member.
 ///
+/// One that is offline is what a configuration asks for that is being applied and has its UUID: its hosts wait for it, and nothing else does.
+///
 /// # Errors
-/// It is another one, or a device that is listed is no member of it.
+/// It is another one, or a device that is listed is no member of it; or it is offline.
 pub(super) async fn same(registry: &Arc<Registry>, ec: &Ec, uuid: Uuid, o: &Options) -> Result<(), BdevError> {
     o.validate()?;
     let l = &ec.shared.layout;
@@ -27,6 +29,10 @@ pub(super) async fn same(registry: &Arc<Registry>, ec: &Ec, uuid: Uuid, o: &Opti
         return Err(BdevError::Exists(o.name.clone()));
     }
     if ec.shared.is_offline() {
+        if o.uuid.is_some() && !o.salvage_requested && registry.is_loading() {
+            tracing::error!("array '{}' is there, and offline: the rest of the configuration is applied", o.name);
+            return Ok(());
+        }
         let why = match o.salvage_requested {
             true => "it is there, and offline: delete it, which leaves its members as they are, and salvage it then",
             false => {

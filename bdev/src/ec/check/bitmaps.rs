@@ -173,7 +173,7 @@ pub(super) fn intents(opened: &Opened<'_>, report: &mut Report) {
     }
     for (member, f) in tally.members(opened) {
         report.advise(format!(
-            "{member}: {} of its write-intent bitmap cannot be read, the first is page {} ({}). No member is missing, so they hold nothing that counts, and are              written anew when they do; if that fails, {REPLACE}",
+            "{member}: {} of its write-intent bitmap cannot be read, the first is page {} ({}). No member is missing, so they hold nothing that counts, and are written anew when they do; if that fails, {REPLACE}",
             many(f.count, "page"),
             f.first,
             f.why

@@ -138,6 +138,13 @@ fn an_array_that_is_offline_is_deleted_before_it_is_salvaged() {
         assert!(refused.contains("offline: delete it"), "{refused}");
         let refused = w.create(1, 1).await.unwrap_err().to_string();
         assert!(refused.contains("offline: see 'Offline'"), "{refused}");
+        // A configuration that is being applied does not fail for it, if it is this very array.
+        let (loading, uuid) = (w.registry.load(Vec::new()), Some(node.uuid()));
+        let saved = || Options { uuid, ..w.options(1, 1) };
+        assert!(w.arrays.create(&w.registry, saved()).await.unwrap().uuid() == node.uuid());
+        assert!(w.create(1, 1).await.is_err() && w.salvage(1, 1).await.is_err());
+        drop(loading);
+        assert!(w.arrays.create(&w.registry, saved()).await.is_err());
         drop(node);
         w.arrays.delete(&w.registry, "vol0", false).await.unwrap();
         w.salvage(1, 1).await.unwrap();
