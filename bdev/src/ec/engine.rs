@@ -126,6 +126,10 @@ pub(super) struct Engine {
     watching: Cell<bool>,
     /// Ticks when the watchdog was set.
     watched_from: Cell<u64>,
+    /// Ticks after which nobody has looked after the members for longer than their patience.
+    late_at: Cell<u64>,
+    /// Nobody had, and others may have taken the members over meanwhile.
+    suspicious: Cell<bool>,
     events: Box<dyn Fn(Event)>,
 }
 
@@ -186,6 +190,8 @@ impl Engine {
             watchdog: RefCell::default(),
             watching: Cell::new(false),
             watched_from: Cell::new(0),
+            late_at: Cell::new(u64::MAX),
+            suspicious: Cell::new(false),
             events,
             shared,
         })

@@ -135,6 +135,7 @@ impl Engine {
     /// Superblocks name every failed member; those go on who waited for that.
     pub(in crate::ec) fn stable_again(self: &Rc<Self>) {
         self.unstable.set(false);
+        self.suspicious.set(false);
         self.resume();
     }
 
@@ -148,6 +149,38 @@ impl Engine {
     /// True if a member failed that superblocks do not name yet.
     pub(in crate::ec) fn has_unnamed(&self) -> bool {
         self.unstable.get()
+    }
+
+    /// If the process was stopped for longer than a member has for a request, others may have taken the members over: until an update of the superblocks
+    /// has found none there of another writer, nothing is written in place, acknowledged or begun.
+    #[inline]
+    pub(in crate::ec) fn look_out(self: &Rc<Self>) {
+        if self.core.now() > self.late_at.get() {
+            self.suspect_others();
+        }
+    }
+
+    #[cold]
+    fn suspect_others(self: &Rc<Self>) {
+        self.late_at.set(u64::MAX);
+        if self.shared.is_offline() || self.is_closing() {
+            return;
+        }
+        tracing::warn!(
+            "array '{}': this process was stopped for longer than member_timeout_ms: its members are asked whether another writer has taken them over",
+            self.shared.name
+        );
+        // An update that is under way has looked before: it is made once more.
+        self.failures.set(self.failures.get() + 1);
+        self.suspicious.set(true);
+        self.unstable.set(true);
+        self.failed.set();
+    }
+
+    /// True if nothing is begun: see [`look_out`](Engine::look_out).
+    #[inline]
+    pub(in crate::ec) fn is_suspicious(&self) -> bool {
+        self.suspicious.get()
     }
 
     /// Until superblocks name every failed member. Also while the session begins: then it is so from the start.
@@ -199,9 +232,13 @@ impl Engine {
     #[cold]
     pub(in crate::ec) fn watch_on(self: &Rc<Self>) {
         self.watching.set(true);
-        self.watched_from.set(self.core.reactor().now());
+        let (reactor, now) = (self.core.reactor(), self.core.reactor().now());
+        let every = period(self.tuning.write_timeout, self.tuning.slow_read);
+        self.watched_from.set(now);
+        let late = reactor.ticks(every).saturating_add(reactor.ticks(self.tuning.write_timeout));
+        self.late_at.set(now.saturating_add(late));
         let me = Rc::downgrade(self);
-        let timer = self.core.reactor().timer(period(self.tuning.write_timeout, self.tuning.slow_read), move |_| {
+        let timer = reactor.timer(every, move |_| {
             let Some(me) = me.upgrade() else { return };
             me.watching.set(false);
             me.look_after();
@@ -218,6 +255,8 @@ impl Engine {
         if unseen > 0 {
             self.members.iter().for_each(|m| m.forgive(unseen, now));
         }
+        self.look_out();
+        self.late_at.set(u64::MAX);
         self.look_for_slow(now);
         for m in &self.members {
             if m.oldest().is_some_and(|since| now.saturating_sub(since) > limit) {

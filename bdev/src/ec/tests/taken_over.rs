@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::probe::{Act, Kind, array, ec, ended};
+use super::probe::{Act, Kind, array, ec, ended, full};
 use super::*;
 use crate::Op;
 use crate::ec::format::MemberState::InSync;
@@ -68,6 +68,63 @@ fn nothing_is_sent_to_members_any_more_that_changes_them() {
             drop(node);
             s.stop().await;
             assert_eq!(s.superblock(&r, 1).await.stamp.nonce, 4711);
+        });
+    }
+}
+
+#[test]
+fn after_a_pause_longer_than_their_patience_members_are_written_only_if_nobody_else_has_taken_them_over() {
+    for (seed, taken) in (0..8).flat_map(|seed| [(seed, false), (seed, true)]) {
+        sim(seed, move |r| async move {
+            let kind = Kind { volatile: seed % 2 == 0, ..Kind::default() };
+            let (s, judges, node, mut m) = full(&r, array(3, 2, 40, kind)).await;
+            let before = s.superblock(&r, 0).await.stamp;
+            {
+                let (_desc, ch) = open(&s.registry, "a");
+                if taken {
+                    let mut sb = s.superblock(&r, 1).await;
+                    (sb.stamp.epoch, sb.stamp.nonce) = (sb.stamp.epoch + 1, 4711);
+                    let mut other = vec![0; 4096];
+                    sb.for_slot(1).encode(&mut other);
+                    s.put(&r, 1, Layout::superblock_at(sb.copy()), &other).await;
+                }
+                let (resumed, late) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+                let (now, counted, data) = (resumed.clone(), late.clone(), s.layout.strip_offset(0));
+                judges.set(move |_, io| {
+                    if io.op() == Op::Write && io.lba() * 512 >= data && now.load(Relaxed) != 0 {
+                        counted.fetch_add(1, Relaxed);
+                    }
+                    Act::After(Duration::from_millis(7))
+                });
+                let all = Rc::new(Recorder::default());
+                for i in 0..30u64 {
+                    let n = if i % 3 == 0 { 24 } else { 3 };
+                    m.0[i as usize * 24 * 512..][..n * 512].fill(9);
+                    all.submit(&ch, Op::Write, i * 24, n as u32, filled(&r, n * 512, 9), i);
+                }
+                // In the middle of any step.
+                r.sleep(Duration::from_millis(3 + 4 * seed)).await;
+                let ended_before = all.0.borrow().len();
+                longshore_reactor::sim::pause(&r, Tuning::default().write_timeout * 2);
+                resumed.store(u32::from(taken), Relaxed);
+                let outcome = ended(&r, &all, 30).await;
+                assert_eq!(ec(&node).is_offline(), taken);
+                assert_eq!(late.load(Relaxed), 0, "written in place over what another writer has there");
+                if taken {
+                    let refused = |e: &(u64, Status)| e.1 == Status::NAMESPACE_NOT_READY;
+                    assert!(outcome[ended_before..].iter().all(refused), "{outcome:?}");
+                } else {
+                    assert!(outcome.iter().all(|e| e.1.is_ok()), "{outcome:?}");
+                    assert_eq!((0..5).map(|slot| ec(&node).member_state(slot)).collect::<Vec<_>>(), [InSync; 5]);
+                    judges.pass_all();
+                    m.check(&r, &ch, 512, 24).await;
+                    let busy = ended_before < 30;
+                    assert_eq!(s.superblock(&r, 0).await.stamp.epoch > before.epoch, busy, "looked by an update");
+                }
+                judges.pass_all();
+            }
+            drop(node);
+            s.stop().await;
         });
     }
 }

@@ -79,6 +79,7 @@ impl Txn {
         if engine.shared.is_offline() {
             return self.end(engine, s, Status::NAMESPACE_NOT_READY);
         }
+        engine.look_out();
         if !engine.is_stable() && !faults::is(Mutant::AckBeforeEpoch) {
             return engine.park(self.clone());
         }
@@ -131,6 +132,7 @@ impl Txn {
         if engine.shared.is_offline() {
             return self.end(engine, s, Status::NAMESPACE_NOT_READY);
         }
+        engine.look_out();
         if !engine.is_stable() && !faults::is(Mutant::AckBeforeEpoch) {
             return engine.park(self.clone());
         }

@@ -18,6 +18,10 @@ impl Txn {
         if engine.shared.is_offline() {
             return self.end(engine, s, Status::NAMESPACE_NOT_READY);
         }
+        engine.look_out();
+        if engine.is_suspicious() {
+            return self.starve(engine);
+        }
         let l = &engine.shared.layout;
         let (k, m) = (l.k, l.m);
         s.kind = match (engine.shared.is_mapped(s.stripe), engine.map.is_live(s.stripe)) {
