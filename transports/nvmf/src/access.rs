@@ -62,12 +62,12 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn association(&self) -> Association {
-        (self.subsystem, self.hostnqn.clone(), self.hostid)
+        (self.subsystem, self.hostnqn.clone())
     }
 
     /// True if `of` is its association.
     pub(crate) fn is_of(&self, of: &Association) -> bool {
-        self.subsystem == of.0 && self.hostnqn == of.1 && self.hostid == of.2
+        self.subsystem == of.0 && self.hostnqn == of.1
     }
 }
 

@@ -146,7 +146,7 @@ fn must_wait(qp: &Qpair, data: &ConnectData) -> bool {
     let g = &qp.group;
     let (Some(nqn), Some(host)) = (data.subnqn.get(), data.hostnqn.get()) else { return false };
     let id = g.view().subsystem(nqn).map(|s| s.id);
-    id.is_some_and(|id| g.target().directory().predecessors.must_wait(&(id, host.to_owned(), data.hostid)))
+    id.is_some_and(|id| g.target().directory().predecessors.must_wait(&(id, host.to_owned())))
 }
 
 fn decide(qp: &Rc<Qpair>, slot: u16, sqe: &Sqe, data: ConnectData, looks: u32) {

@@ -1,5 +1,8 @@
 //! A host comes back while commands of its former controllers are still in a device.
 //!
+//! It is known by its NQN. A former controller is one whose end this target has noticed when the new one connects; others are taken for
+//! paths that the host uses besides.
+//!
 //! It sends again what was not acknowledged, and what it sent before must not land after that. So its new controller waits until
 //! all queues of those before it have ended, which takes as long as their commands are in a device. Where a device neither
 //! completes nor aborts its commands, that would lock the host out of every namespace of the subsystem. So a queue that has not
@@ -26,8 +29,10 @@ use crate::view::Namespace;
 /// less than the time that a transport gives a new connection for its Connect.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
-/// A host's relation to a subsystem: number of the subsystem, host NQN, host identifier.
-pub(crate) type Association = (u64, String, [u8; 16]);
+/// A host's relation to a subsystem: number of the subsystem, host NQN. The host identifier does not count: an initiator may draw a
+/// new one whenever it starts, and what it sent before must be known for its own all the same. Where several machines share an NQN,
+/// one may wait for another's end, or lack a namespace that the other's commands hang in.
+pub(crate) type Association = (u64, String);
 
 /// What a namespace's device is recognised by, also where the namespace was removed and added again: its number, the name of the
 /// device, and the identity that hosts see.
@@ -231,7 +236,7 @@ mod tests {
     use super::*;
 
     fn of(host: &str) -> Association {
-        (7, host.to_owned(), [1; 16])
+        (7, host.to_owned())
     }
 
     fn held(nsid: u32, commands: u32) -> Held {

@@ -77,7 +77,7 @@ impl Shares {
                 "host '{}': Controller Busy: its queue pairs have {} bytes of buffers and {} requests for themselves, and {} % of this \
                  core's {limit} bytes and {all} requests is the most for one host; if it needs more connections: more memory (-s), more \
                  requests (bdev_io_pool_size of bdev_set_options), or a larger share (host_share of nvmf_set_config)",
-                host.key.0,
+                host.nqn,
                 host.promised.bytes.get(),
                 host.promised.requests.get(),
                 self.percent.get().max(LEAST),
@@ -88,7 +88,7 @@ impl Shares {
                     "host '{}': Controller Busy: this core's queue pairs have {} of its {limit} bytes of buffers and {} of its {all} requests \
                      for themselves, and the rest is in use or too little for one more; more connections need more memory (-s) or more \
                      requests (bdev_io_pool_size of bdev_set_options)",
-                    host.key.0,
+                    host.nqn,
                     self.promised.bytes.get(),
                     self.promised.requests.get(),
                 );

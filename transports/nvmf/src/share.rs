@@ -65,12 +65,12 @@ struct HostLine {
     queued: Cell<bool>,
 }
 
-/// HOSTNQN and HOSTID.
-type HostKey = (String, [u8; 16]);
-
-/// What one host has of what a core shares.
+/// What one host has of what a core shares. A host is an NQN, as for the list of those that are allowed: one that draws another host
+/// identifier, at a restart or as it likes, has no second share.
 pub(crate) struct Host {
-    pub(crate) key: HostKey,
+    pub(crate) nqn: String,
+    /// The host identifier that it gave last, for people.
+    id: Cell<[u8; 16]>,
     pub(crate) memory: Rc<Account>,
     /// Shared requests that it has.
     pub(crate) requests: Cell<u32>,
@@ -82,10 +82,10 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    fn new(key: HostKey) -> Rc<Host> {
+    fn new(nqn: &str) -> Rc<Host> {
         let memory = Rc::new(Account::new(0));
-        let (requests, promised, told) = Default::default();
-        Rc::new(Host { key, memory, requests, promised, told, lines: Default::default() })
+        let (id, requests, promised, told) = Default::default();
+        Rc::new(Host { nqn: nqn.to_owned(), id, memory, requests, promised, told, lines: Default::default() })
     }
 
     /// Whether commands of it wait.
@@ -97,7 +97,7 @@ impl Host {
 
 /// What one core shares out.
 pub(crate) struct Shares {
-    hosts: RefCell<HashMap<HostKey, Weak<Host>>>,
+    hosts: RefCell<HashMap<String, Weak<Host>>>,
     /// Connections that have not said who they are.
     pub(crate) strangers: Rc<Host>,
     /// For the data of their Connect commands.
@@ -139,7 +139,7 @@ impl Shares {
     pub(crate) fn new(reactor: &Reactor, percent: u8) -> Shares {
         let s = Shares {
             hosts: RefCell::default(),
-            strangers: Host::new((String::new(), [0; 16])),
+            strangers: Host::new(""),
             connect: RefCell::default(),
             lines: Default::default(),
             promised: Promised::default(),
@@ -160,20 +160,21 @@ impl Shares {
         s
     }
 
-    /// The host of that name, on this core.
+    /// The host of that NQN, on this core. `id` is shown.
     pub(crate) fn host(&self, reactor: &Reactor, nqn: &str, id: [u8; 16]) -> Rc<Host> {
-        let key = (nqn.to_owned(), id);
-        let known = self.hosts.borrow().get(&key).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let h = Host::new(key.clone());
+        let known = self.hosts.borrow().get(nqn).and_then(Weak::upgrade);
+        let host = known.unwrap_or_else(|| {
+            let h = Host::new(nqn);
             {
                 let mut all = self.hosts.borrow_mut();
                 all.retain(|_, w| w.strong_count() > 0);
-                all.insert(key, Rc::downgrade(&h));
+                all.insert(nqn.to_owned(), Rc::downgrade(&h));
             }
             self.divide(reactor);
             h
-        })
+        });
+        host.id.set(id);
+        host
     }
 
     /// The hosts that are connected to this core.
@@ -184,8 +185,8 @@ impl Shares {
     /// What a host has, for people.
     pub(crate) fn info(&self, h: &Host) -> HostShare {
         HostShare {
-            hostnqn: h.key.0.clone(),
-            hostid: h.key.1,
+            hostnqn: h.nqn.clone(),
+            hostid: h.id.get(),
             buffer_bytes: h.memory.held() as u64,
             max_buffer_bytes: h.memory.limit() as u64,
             requests: h.requests.get(),

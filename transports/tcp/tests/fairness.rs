@@ -98,8 +98,14 @@ fn a_host_holds_no_more_than_its_share_over_all_of_its_queues_and_leaves_the_res
     flood(&mut more[0], 2);
     assert_eq!(more[0].pdu().kind, R2T);
     until("the second waits", || stats(&w).traffic.buffer_waits == before + 1);
+    // Nor is it another one with another host identifier.
+    let mut third = Host::initialised(w.addr, Ic::default());
+    third.hostid = [7; 16];
+    assert!(third.connect(0, 31, 0xffff, 0, NQN, A).status.is_ok());
+    assert_eq!(stats(&w).hosts.len(), 2);
+    assert_eq!(share(&w, A).hostid, [7; 16], "the last one is shown");
     // All that was held comes back when the connections end.
-    drop((a, more, _admin, _again));
+    drop((a, more, _admin, _again, third));
     until("A is gone", || stats(&w).hosts.iter().all(|h| h.hostnqn == B));
 }
 

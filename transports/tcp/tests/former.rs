@@ -98,6 +98,20 @@ impl Place {
         Place { w, node, shut, kept }
     }
 
+    /// As the same host with another host identifier, as one that draws it anew at every start.
+    fn connect_with_id(&self, hostid: [u8; 16]) -> (Host, Host) {
+        let connect = |qid, cntlid| {
+            let mut h = Host::initialised(self.w.addr, Ic::default());
+            h.hostid = hostid;
+            let done = h.connect(qid, 31, cntlid, 0, NQN, HOSTNQN);
+            assert!(done.status.is_ok(), "Connect of queue {qid}: {}", done.status);
+            (h, done.dw0 as u16)
+        };
+        let (mut admin, cntlid) = connect(0, 0xffff);
+        admin.enable();
+        (admin, connect(1, cntlid).0)
+    }
+
     fn connect(&self, queues: u16) -> (Host, Vec<Host>) {
         let admin = Host::admin(self.w.addr, Ic::default(), NQN);
         let io = |q| Host::io(self.w.addr, Ic::default(), NQN, admin.cntlid, q, 31, 0);
@@ -259,6 +273,21 @@ fn a_host_whose_old_commands_cannot_be_ended_is_refused_only_their_namespace_and
     // Nothing is remembered.
     let (_admin, mut ios) = p.connect(1);
     assert!(write(&mut ios[0], 0, &old(0)).is_ok());
+}
+
+#[test]
+fn a_host_that_comes_back_with_another_identifier_is_known_by_its_nqn() {
+    let p = Place::new();
+    p.dies(1);
+    let start = Instant::now();
+    let (_admin, mut io) = p.connect_with_id([0xa5; 16]);
+    let took = start.elapsed();
+    assert!(took >= LONG && took < CONNECT, "it was let in after {took:?}");
+    others_work(&mut io, 0);
+    refused(&mut io);
+    p.lets_go();
+    write_when_ready(&mut io, 0, &new(0));
+    assert!(read(&mut io, 0).data == new(0), "an old write overtook a new one");
 }
 
 #[test]

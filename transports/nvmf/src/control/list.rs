@@ -49,9 +49,9 @@ pub struct QpairInfo {
 /// What a host has of what a core shares among all hosts. What each queue pair has for itself is not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostShare {
-    /// NQN.
+    /// NQN, by which it is known.
     pub hostnqn: String,
-    /// Host identifier.
+    /// The host identifier that it gave last.
     pub hostid: [u8; 16],
     /// Bytes of buffers.
     pub buffer_bytes: u64,

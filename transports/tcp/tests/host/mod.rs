@@ -28,6 +28,8 @@ pub const NO_FLOW_CONTROL: u8 = 4;
 
 pub const HOSTNQN: &str = "nqn.2014-08.org.nvmexpress:uuid:3b0a0f2c-6a4b-4e55-9d5f-0c9c5a6f1e01";
 
+const HOSTID: [u8; 16] = [0x3b, 0x0a, 0x0f, 0x2c, 0x6a, 0x4b, 0x4e, 0x55, 0x9d, 0x5f, 12, 0x9c, 0x5a, 0x6f, 0x1e, 1];
+
 pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
@@ -111,6 +113,8 @@ pub struct Host {
     pub hdgst: bool,
     pub ddgst: bool,
     pub cntlid: u16,
+    /// HOSTID that Connect gives.
+    pub hostid: [u8; 16],
     next_cid: u16,
 }
 
@@ -121,7 +125,8 @@ impl Host {
         s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         s.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
         s.set_nodelay(true).unwrap();
-        Host { s, ic: Ic::default(), cpda: 0, maxh2cdata: 0, hdgst: false, ddgst: false, cntlid: 0xffff, next_cid: 0 }
+        let (ic, hostid) = (Ic::default(), HOSTID);
+        Host { s, ic, cpda: 0, maxh2cdata: 0, hdgst: false, ddgst: false, cntlid: 0xffff, hostid, next_cid: 0 }
     }
 
     /// A connection whose ICReq was answered.
@@ -355,9 +360,7 @@ impl Host {
 
     pub fn connect_data(cntlid: u16, subnqn: &str, hostnqn: &str) -> Vec<u8> {
         let mut d = vec![0u8; 1024];
-        d[0..16].copy_from_slice(&[
-            0x3b, 0x0a, 0x0f, 0x2c, 0x6a, 0x4b, 0x4e, 0x55, 0x9d, 0x5f, 12, 0x9c, 0x5a, 0x6f, 0x1e, 1,
-        ]);
+        d[0..16].copy_from_slice(&HOSTID);
         d[16..18].copy_from_slice(&cntlid.to_le_bytes());
         d[256..256 + subnqn.len()].copy_from_slice(subnqn.as_bytes());
         d[512..512 + hostnqn.len()].copy_from_slice(hostnqn.as_bytes());
@@ -366,7 +369,8 @@ impl Host {
 
     pub fn connect(&mut self, qid: u16, sqsize: u16, cntlid: u16, cattr: u8, subnqn: &str, hostnqn: &str) -> Done {
         let sqe = self.connect_sqe(qid, sqsize, cattr);
-        let data = Host::connect_data(cntlid, subnqn, hostnqn);
+        let mut data = Host::connect_data(cntlid, subnqn, hostnqn);
+        data[..16].copy_from_slice(&self.hostid);
         self.send_cmd(&sqe, &data);
         self.finish(sqe.cid.get(), &[])
     }
