@@ -90,8 +90,8 @@ params! {
 params! {
     /// Command retry delays, in units of 100 ms.
     struct Crdt {
-        /// First delay.
-        crdt1: u16 = 0,
+        /// First delay, which hosts that can are asked for with Namespace Not Ready; 0: they try again at once.
+        crdt1: u16 = 50,
         /// Second delay.
         crdt2: u16 = 0,
         /// Third delay.

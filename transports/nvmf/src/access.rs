@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use longshore_bdev::Channel;
 use longshore_nvme::wire::{AnaState, Status};
@@ -58,6 +59,8 @@ pub(crate) struct Identity {
     /// Longest dataset management range, in blocks; 0 for no limit.
     pub(crate) dmrsl: u32,
     pub(crate) errors: Arc<ErrorLog>,
+    /// The host enabled Advanced Command Retry: it waits as long as a status says before it tries again.
+    pub(crate) waits_to_retry: Arc<AtomicBool>,
 }
 
 impl Identity {

@@ -246,6 +246,7 @@ fn connect_admin(qp: &Rc<Qpair>, cmd: &ConnectCmd, data: &ConnectData, id: u64) 
         wzsl: sub.options.wzsl,
         dmrsl: sub.options.dmrsl,
         errors: Default::default(),
+        waits_to_retry: Default::default(),
     };
     let held = g.target().directory().predecessors.let_in(&who.association(), id);
     if let Some(held) = held {

@@ -12,6 +12,7 @@ use longshore_reactor::Timer;
 use crate::access::{Access, Identity};
 use crate::address::Address;
 use crate::admin::aer::Events;
+use crate::admin::features::Features;
 use crate::control::ControllerInfo;
 use crate::options::TransportOptions;
 use crate::poll_group::PollGroup;
@@ -61,7 +62,7 @@ pub(crate) struct Controller {
     pub(crate) aborts: Cell<u8>,
     /// Namespaces changed since the host read the list.
     pub(crate) changed: RefCell<BTreeSet<u32>>,
-    pub(crate) features: crate::admin::features::Features,
+    pub(crate) features: Features,
     dead: Cell<bool>,
     /// Listed as ending, so that a successor waits.
     ending: Cell<bool>,
@@ -99,7 +100,7 @@ impl Controller {
             events: Events::default(),
             aborts: Cell::new(0),
             changed: RefCell::default(),
-            features: Default::default(),
+            features: Features::new(who.waits_to_retry.clone()),
             dead: Cell::new(false),
             ending: Cell::new(false),
             admin_gone: Cell::new(false),

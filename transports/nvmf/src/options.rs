@@ -185,7 +185,9 @@ pub struct DiscoveryFilter {
 /// Options of the target as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetConfig {
-    /// Command retry delay times 1 to 3, in units of 100 ms.
+    /// Command Retry Delay Times 1 to 3 that Identify Controller reports, in units of 100 ms. The first is asked for with Namespace Not
+    /// Ready, of hosts that enabled Advanced Command Retry; 0: no delay is asked for. Base Specification, "Identify Controller data
+    /// structure" (CRDT1), "Host Behavior Support".
     pub crdt: [u16; 3],
     /// Most subsystems.
     pub max_subsystems: u32,
@@ -199,7 +201,8 @@ pub struct TargetConfig {
 impl Default for TargetConfig {
     fn default() -> Self {
         TargetConfig {
-            crdt: [0; 3],
+            // Linux tries five times more: for 25 s, in which most of what keeps a namespace from being ready passes.
+            crdt: [50, 0, 0],
             max_subsystems: 1024,
             discovery_filter: DiscoveryFilter::default(),
             host_share: 50,

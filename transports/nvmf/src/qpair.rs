@@ -15,6 +15,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use longshore_bdev::{IoRef, Submitter};
 use longshore_nvme::wire::fabrics::ConnectCmd;
@@ -219,7 +220,7 @@ impl Qpair {
         let mut r = self.slots[usize::from(slot)].borrow_mut();
         r.status = status;
         r.phase = Phase::Done;
-        self.note_error(&r);
+        self.failed(&mut r);
         Begin::Respond
     }
 
@@ -287,7 +288,7 @@ impl Qpair {
                 self.group.put_namespace(ns);
             }
             if !status.is_ok() {
-                self.note_error(&r);
+                self.failed(&mut r);
             } else if r.kind == Kind::Io {
                 match r.sqe.opcode {
                     READ => self.tally.count_read(r.len),
@@ -334,11 +335,19 @@ impl Qpair {
         self.finish_if_idle();
     }
 
+    /// A command ends with an error. Namespace Not Ready passes, whichever layer says it: a host that can waits before it tries again.
+    /// Base Specification, "Status Field Definition" (CRD).
     #[cold]
-    fn note_error(&self, r: &Request) {
-        if let Some(a) = self.access.get() {
-            a.errors.record(self.qid.get(), r);
+    fn failed(&self, r: &mut Request) {
+        let Some(a) = self.access.get() else { return };
+        if r.status.is(Status::NAMESPACE_NOT_READY)
+            && !r.status.dnr()
+            && a.who.waits_to_retry.load(Relaxed)
+            && self.group.view().config.crdt[0] != 0
+        {
+            r.status = r.status.with_crd(1);
         }
+        a.errors.record(self.qid.get(), r);
     }
 
     /// The completion of the command in `slot`, once it responds.

@@ -280,11 +280,15 @@ fn a_host_that_comes_back_with_another_identifier_is_known_by_its_nqn() {
     let p = Place::new();
     p.dies(1);
     let start = Instant::now();
-    let (_admin, mut io) = p.connect_with_id([0xa5; 16]);
+    let (mut admin, mut io) = p.connect_with_id([0xa5; 16]);
     let took = start.elapsed();
     assert!(took >= LONG && took < CONNECT, "it was let in after {took:?}");
     others_work(&mut io, 0);
     refused(&mut io);
+    // If it can wait, it is told how long.
+    assert!(admin.set_acre(true).status.is_ok());
+    assert_eq!(write(&mut io, 0, &new(0)), Status::NAMESPACE_NOT_READY.with_crd(1));
+    assert!(admin.set_acre(false).status.is_ok());
     p.lets_go();
     write_when_ready(&mut io, 0, &new(0));
     assert!(read(&mut io, 0).data == new(0), "an old write overtook a new one");

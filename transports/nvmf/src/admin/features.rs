@@ -1,7 +1,10 @@
 //! Get Features and Set Features: Base Specification, "Features".
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use longshore_nvme::wire::feature::{
     CAPABILITY_CHANGEABLE, FeatureCmd, HostBehavior, QueueCount, Select, TemperatureThreshold, fid,
@@ -26,13 +29,15 @@ pub(crate) struct Features {
     error_recovery: Cell<u32>,
     write_cache: Cell<u32>,
     write_atomicity: Cell<u32>,
-    behavior: RefCell<HostBehavior>,
+    /// Advanced Command Retry, as every core that serves the controller sees it.
+    acre: Arc<AtomicBool>,
     /// Set Features with Number of Queues came: it may not come again.
     queues_set: Cell<bool>,
 }
 
-impl Default for Features {
-    fn default() -> Self {
+impl Features {
+    /// The defaults; `acre` is set and cleared with the feature.
+    pub(crate) fn new(acre: Arc<AtomicBool>) -> Features {
         Features {
             arbitration: Cell::new(0),
             power: Cell::new(0),
@@ -40,15 +45,12 @@ impl Default for Features {
             error_recovery: Cell::new(0),
             write_cache: Cell::new(1),
             write_atomicity: Cell::new(0),
-            behavior: RefCell::new(HostBehavior::new_zeroed()),
+            acre,
             queues_set: Cell::new(false),
         }
     }
-}
 
-impl Features {
     pub(crate) fn reset(&self) {
-        let d = Features::default();
         self.arbitration.set(0);
         self.power.set(0);
         self.threshold[0].set(OVER);
@@ -56,7 +58,7 @@ impl Features {
         self.error_recovery.set(0);
         self.write_cache.set(1);
         self.write_atomicity.set(0);
-        self.behavior.swap(&d.behavior);
+        self.acre.store(false, Relaxed);
         self.queues_set.set(false);
     }
 }
@@ -107,7 +109,7 @@ pub(crate) fn get(c: &Controller, qp: &Qpair, slot: u16, cmd: &FeatureCmd, nsid:
         return Err(Status::INVALID_FIELD.with_dnr());
     }
     let f = &c.features;
-    let fresh = Features::default();
+    let fresh = Features::new(Arc::default());
     let f = match cmd.select {
         Select::Current => f,
         Select::Default | Select::Saved => &fresh,
@@ -148,7 +150,8 @@ pub(crate) fn get(c: &Controller, qp: &Qpair, slot: u16, cmd: &FeatureCmd, nsid:
             0
         }
         fid::HOST_BEHAVIOR => {
-            fill(qp, slot, 0, f.behavior.borrow().as_bytes());
+            let acre = f.acre.load(Relaxed).into();
+            fill(qp, slot, 0, HostBehavior { acre, ..HostBehavior::new_zeroed() }.as_bytes());
             0
         }
         _ => return Err(Status::INVALID_FIELD.with_dnr()),
@@ -222,7 +225,7 @@ pub(crate) fn set(c: &Rc<Controller>, qp: &Qpair, slot: u16, cmd: &FeatureCmd) -
             if b.acre > 1 {
                 return Err(Status::INVALID_FIELD.with_dnr());
             }
-            *f.behavior.borrow_mut() = HostBehavior { acre: b.acre, ..HostBehavior::new_zeroed() };
+            f.acre.store(b.acre == 1, Relaxed);
         }
         // Connect brought it; it stays for the life of the association.
         fid::HOST_IDENTIFIER => return Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),

@@ -375,6 +375,17 @@ impl Host {
         self.finish(sqe.cid.get(), &[])
     }
 
+    /// Set Features, Host Behavior Support: Advanced Command Retry (ACRE) on or off.
+    pub fn set_acre(&mut self, on: bool) -> Done {
+        let mut sqe = Sqe::new(0x09, self.cid(), 0);
+        sqe.cdw10 = 0x16.into();
+        sqe.dptr = SglDescriptor::in_capsule(0, 512);
+        let mut data = vec![0; 512];
+        data[0] = on as u8;
+        self.send_cmd(&sqe, &data);
+        self.finish(sqe.cid.get(), &[])
+    }
+
     pub fn property_set(&mut self, offset: u32, value: u64, wide: bool) -> Done {
         let mut sqe = Sqe::new(0x7f, self.cid(), 0);
         sqe.cdw10 = (wide as u32).into();
