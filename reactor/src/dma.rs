@@ -542,6 +542,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_set_aside_and_is_given_up_in_use_is_charged_until_its_user_drops_it() {
+        let (p, a) = (pool(1), Rc::new(Account::new(0)));
+        p.reserve(128 << 10).unwrap().give_up(&a);
+        assert_eq!((a.held(), in_use(&p)), (0, 0), "nobody had it");
+        let r = p.reserve(100_000).unwrap();
+        let mut buf = r.take(50_000).unwrap();
+        r.give_up(&a);
+        assert_eq!((a.held(), in_use(&p)), (128 << 10, 1));
+        buf.get_mut().unwrap().fill(7);
+        let part = buf.slice(0, 10);
+        drop(buf);
+        assert_eq!((part.as_slice(), a.held(), in_use(&p)), (&[7; 10][..], 128 << 10, 1), "a part of it is in use");
+        drop(part);
+        assert_eq!((a.held(), in_use(&p)), (0, 0));
+    }
+
+    fn in_use(p: &DmaPool) -> usize {
+        p.stats().classes.iter().map(|c| c.in_use).sum()
+    }
+
+    #[test]
     fn a_buffer_outlives_the_pool_handle() {
         let p = pool(1);
         let b = p.alloc(4096).unwrap();

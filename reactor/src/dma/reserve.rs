@@ -4,7 +4,7 @@
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use super::{Block, DmaBuf, DmaPool, Pool};
+use super::{Account, Block, CLASSES, DmaBuf, DmaPool, Pool};
 
 /// One buffer set aside. It is had again and again, by one user at a time, whatever becomes of the rest of the pool.
 pub struct Reserve {
@@ -45,6 +45,17 @@ impl Reserve {
         block.refs.set(1);
         block.pool.set(Rc::into_raw(self.pool.clone()));
         Some(DmaBuf { ptr: self.ptr, len, block: self.block })
+    }
+
+    /// Gives it up. Who has the buffer keeps it, from now on at the expense of `account`, whatever that may hold, and the last reference
+    /// returns it to the pool.
+    pub fn give_up(self, account: &Rc<Account>) {
+        let block = self.block();
+        if !self.is_free() {
+            let class = self.pool.state.borrow().chunks[block.chunk as usize].class;
+            account.add(CLASSES[class as usize]);
+            block.account.set(Some(account.clone()));
+        }
     }
 
     /// Whether nobody has it.

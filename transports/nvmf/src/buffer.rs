@@ -28,11 +28,23 @@ impl Qpair {
         Ok(())
     }
 
-    /// Gives it back.
+    /// Gives it back, unused.
     pub(crate) fn unreserve_buffer(&self) {
         let own = self.reserve.borrow_mut().take();
         if let Some((own, host)) = own {
             self.group.shares.promise(self.group.reactor(), &host, own.size(), self.own_requests(), false);
+        }
+    }
+
+    /// The queue pair ends, and takes no more commands: others may have what it was promised, those of its host that come after it first
+    /// of all. What its commands in devices still have of that is charged to the host, as if it had been shared.
+    pub(crate) fn give_promise_back(&self) {
+        let own = self.reserve.borrow_mut().take();
+        if let Some((own, host)) = own {
+            self.give_requests_up();
+            let len = own.size();
+            own.give_up(&host.memory);
+            self.group.shares.promise(self.group.reactor(), &host, len, self.own_requests(), false);
         }
     }
 

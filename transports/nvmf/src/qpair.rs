@@ -32,7 +32,7 @@ use crate::place::Placement;
 use crate::poll_group::{ABORT_AGAIN, PollGroup};
 use crate::predecessors::GRACE;
 use crate::request::{Begin, Kind, Phase, Request};
-use crate::share::{Host, Line, Want};
+use crate::share::{Host, Line, OWN_REQUESTS, Want};
 use crate::tally::{Tally, Traffic};
 use crate::transport::{Disconnect, QpairTransport};
 use crate::{admin, connect};
@@ -83,8 +83,9 @@ pub struct Qpair {
     pub(crate) fused: Cell<io::fused::Pending>,
     /// Commands that wait for a buffer, and for a request of the block layer.
     pub(crate) lines: [Line; 2],
-    /// Requests of the block layer that it has.
+    /// Requests of the block layer that it has, and how many of them are not its host's share.
     pub(crate) requests: Cell<u32>,
+    pub(crate) own: Cell<u32>,
     /// The buffer that this queue pair always has, and who it was promised to.
     pub(crate) reserve: RefCell<Option<(Reserve, Rc<Host>)>>,
     /// Whose it is, once Connect succeeded.
@@ -134,6 +135,7 @@ impl Qpair {
             fused: Cell::new(io::fused::Pending::None),
             lines: [Line::new(n), Line::new(n)],
             requests: Cell::new(0),
+            own: Cell::new(OWN_REQUESTS),
             reserve: RefCell::new(None),
             of_host: OnceCell::new(),
             tally: Tally::default(),
@@ -451,6 +453,7 @@ impl Qpair {
             }
         }
         self.busy.set(self.busy.get() - 1);
+        self.give_promise_back();
         if self.busy.get() != 0 {
             let (weak, r) = (Rc::downgrade(self), self.group.reactor());
             let (since, grace) = (r.rdtsc(), r.ticks(GRACE));
@@ -516,7 +519,6 @@ impl Qpair {
             return;
         }
         self.life.set(Life::Closed);
-        self.unreserve_buffer();
         *self.aborter.borrow_mut() = None;
         let then = self.then.borrow_mut().take();
         self.group.qpair_gone(self);

@@ -27,13 +27,21 @@ impl Qpair {
             shares.resuming.set(0);
             return shares.handed.take();
         }
-        let own = self.requests.get() < OWN_REQUESTS && self.lines[Want::Request as usize].is_empty();
+        let own = self.requests.get() < self.own.get() && self.lines[Want::Request as usize].is_empty();
         if !own && (self.host().waits(Want::Request) || !self.may_share()) {
             return None;
         }
         let io = self.group.bdev.get()?;
         self.count_request();
         Some(io)
+    }
+
+    /// It gets no more. Those that it has count as its host's share until they come back.
+    pub(crate) fn give_requests_up(&self) {
+        let n = self.own.replace(0).min(self.requests.get());
+        let (h, s) = (&self.host().requests, &self.group.shares.requests_used);
+        h.set(h.get() + n);
+        s.set(s.get() + n);
     }
 
     #[inline]
@@ -47,7 +55,7 @@ impl Qpair {
     fn count_request(&self) {
         let n = self.requests.get();
         self.requests.set(n + 1);
-        if n >= OWN_REQUESTS {
+        if n >= self.own.get() {
             let (h, s) = (&self.host().requests, &self.group.shares.requests_used);
             h.set(h.get() + 1);
             s.set(s.get() + 1);
@@ -61,7 +69,7 @@ impl Qpair {
         let n = self.requests.get() - 1;
         self.requests.set(n);
         let shares = &self.group.shares;
-        if n >= OWN_REQUESTS {
+        if n >= self.own.get() {
             let (h, s) = (&self.host().requests, &shares.requests_used);
             h.set(h.get() - 1);
             s.set(s.get() - 1);
@@ -92,7 +100,7 @@ impl PollGroup {
         let s = &self.shares;
         let mut below_dry = false;
         let mut one = |qp: &Rc<Qpair>| {
-            if below_dry || !(qp.requests.get() < OWN_REQUESTS || qp.may_share()) {
+            if below_dry || !(qp.requests.get() < qp.own.get() || qp.may_share()) {
                 return false;
             }
             let Some(io) = self.bdev.get() else {
@@ -119,7 +127,7 @@ impl PollGroup {
         let mut own = 0;
         s.each_waiting(Want::Request, |qp| {
             let waits = || !qp.lines[Want::Request as usize].slots.borrow().is_empty();
-            while qp.requests.get() < OWN_REQUESTS && waits() && one(qp) {
+            while qp.requests.get() < qp.own.get() && waits() && one(qp) {
                 own += 1;
             }
         });

@@ -17,12 +17,14 @@ use longshore_bdev::{
 };
 use longshore_nvme::wire::{SglDescriptor, Sqe};
 use longshore_nvmf::NamespaceOptions;
-use longshore_reactor::Reactor;
-use world::{BLOCKS, NQN, World, block_on};
+use longshore_reactor::{DmaOptions, Options, Reactor};
+use world::{BLOCKS, NQN, Setup, World, block_on};
 
 const OTHER: &str = "nqn.2014-08.org.nvmexpress:uuid:3b0a0f2c-6a4b-4e55-9d5f-0c9c5a6f1e02";
 /// Longer than a queue pair that ends keeps its host waiting.
 const LONG: Duration = Duration::from_secs(4);
+/// Bytes of the largest command.
+const LARGEST: u32 = 128 << 10;
 /// How long the target gives a connection for its Connect.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -87,7 +89,17 @@ struct Place {
 
 impl Place {
     fn new() -> Place {
-        let w = World::new();
+        Place::of(World::new())
+    }
+
+    /// With one core that has so much memory.
+    fn small(mib: usize) -> Place {
+        let dma = DmaOptions { max_bytes: mib << 20, ..DmaOptions::default() };
+        let runtime = Options { cores: vec![0], pin: false, dma, ..Options::default() };
+        Place::of(Setup { runtime, ..Setup::default() }.start())
+    }
+
+    fn of(w: World) -> Place {
         let bdevs = w.target.bdevs();
         bdevs.register("Malloc1", None, Malloc::new(Geometry::plain(512, BLOCKS)).unwrap()).unwrap();
         let lower = bdevs.open("Malloc1", true, Box::new(|_| {})).unwrap();
@@ -134,6 +146,30 @@ impl Place {
         self.w.wait("the device keeps all", |_| self.kept.load(Ordering::SeqCst) == want);
         self.shut.store(false, Ordering::SeqCst);
         drop((admin, ios));
+    }
+
+    /// As [`dies`](Place::dies), with two reads of the largest size on each queue.
+    fn dies_with_much(&self, queues: u16) {
+        let (admin, mut ios) = self.connect(queues);
+        // Two rounds: the queues' own buffers are for what is beyond the host's share.
+        for n in 1..=2 {
+            for io in &mut ios {
+                let mut sqe = command(io, 2, 0, 256);
+                sqe.dptr = SglDescriptor::transport(LARGEST);
+                io.send_cmd(&sqe, &[]);
+            }
+            let want = usize::from(queues) * n;
+            self.w.wait("the device keeps all", |_| self.kept.load(Ordering::SeqCst) == want);
+        }
+        self.shut.store(false, Ordering::SeqCst);
+        drop((admin, ios));
+    }
+
+    /// What the only host holds of what the only core shares: bytes and requests.
+    fn holds(&self) -> (u64, u32) {
+        let all = block_on(self.w.target.stats()).remove(0).hosts;
+        assert!(all.len() <= 1, "{all:?}");
+        all.first().map_or((0, 0), |h| (h.buffer_bytes, h.requests))
     }
 
     fn lets_go(&self) {
@@ -292,6 +328,37 @@ fn a_host_that_comes_back_with_another_identifier_is_known_by_its_nqn() {
     p.lets_go();
     write_when_ready(&mut io, 0, &new(0));
     assert!(read(&mut io, 0).data == new(0), "an old write overtook a new one");
+}
+
+/// What its old queue pairs had for themselves would, with what its new ones are to have, be more than one host may be promised.
+#[test]
+fn queue_pairs_whose_commands_cannot_be_ended_keep_no_promise_from_those_that_come_after_them() {
+    let p = Place::small(8);
+    p.dies(20); // of 64 buffers it may be promised 32
+    let (_admin, mut ios) = p.connect(20);
+    assert_eq!(p.ended().len(), 20);
+    ios.iter_mut().enumerate().for_each(|(i, io)| others_work(io, i));
+    p.lets_go();
+    p.w.wait("the old queue pairs are gone", |_| p.ended().is_empty());
+    assert_eq!(p.holds(), (0, 0));
+}
+
+#[test]
+fn what_old_commands_had_of_their_queue_pairs_own_is_their_hosts_share_from_then_on() {
+    const QUEUES: u16 = 30;
+    let p = Place::small(16);
+    block_on(p.w.target.set_config(|c| c.host_share = 40)).unwrap(); // 51 of 128 buffers may be promised
+    p.dies_with_much(QUEUES);
+    let all = u32::from(QUEUES) * 2;
+    let held = (u64::from(all * LARGEST), all);
+    p.w.wait("what is kept is charged", |_| p.holds() == held);
+    let (_admin, mut ios) = p.connect(QUEUES);
+    assert_eq!((p.ended().len(), p.holds()), (usize::from(QUEUES), held));
+    ios.iter_mut().enumerate().for_each(|(i, io)| others_work(io, i));
+    p.lets_go();
+    p.w.wait("the old queue pairs are gone", |_| p.ended().is_empty());
+    assert_eq!(p.holds(), (0, 0));
+    ios.iter_mut().for_each(|io| assert!(write(io, 0, &new(0)).is_ok()));
 }
 
 #[test]
