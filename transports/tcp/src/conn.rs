@@ -68,6 +68,9 @@ pub(crate) struct Conn {
     live_by: u64,
     /// Bytes that the host had acknowledged when that was last looked at.
     taken: Cell<u64>,
+    /// How long nothing was received because the host did not take enough, but for the time since `deaf_since`, if that is now so.
+    deaf: Cell<u64>,
+    deaf_since: Cell<u64>,
     listener: Address,
     pub(crate) peer: SocketAddr,
 }
@@ -103,6 +106,8 @@ impl Conn {
             stranger_ticks: ticks(STRANGER_DATA.min(birth.options.stall_timeout)),
             live_by: reactor.now() + ticks(birth.options.connect_timeout),
             taken: Cell::new(0),
+            deaf: Cell::new(0),
+            deaf_since: Cell::new(0),
             listener: birth.listener,
             peer: greeted.peer,
         });
@@ -127,6 +132,9 @@ impl Conn {
     }
 
     pub(crate) fn halt(&self, why: u8) {
+        if why & !self.halted.get() & halt::SEND_FULL != 0 {
+            self.deaf_since.set(self.core.reactor().now());
+        }
         self.halted.set(self.halted.get() | why);
     }
 
@@ -134,6 +142,10 @@ impl Conn {
     pub(crate) fn unhalt(&self, why: u8) {
         if self.halted.get() & why == 0 {
             return;
+        }
+        if why & halt::SEND_FULL != 0 {
+            let deaf = self.core.reactor().now().saturating_sub(self.deaf_since.get());
+            self.deaf.set(self.deaf.get() + deaf);
         }
         self.halted.set(self.halted.get() & !why);
         if self.halted.get() == 0
@@ -145,6 +157,16 @@ impl Conn {
         }
     }
 
+    /// The time by which data is awaited: it stands while the target itself receives nothing. `now` is the reactor's.
+    #[inline]
+    pub(crate) fn clock(&self, now: u64) -> u64 {
+        let deaf = match self.halted.get() & halt::SEND_FULL {
+            0 => 0,
+            _ => now.saturating_sub(self.deaf_since.get()),
+        };
+        now.saturating_sub(self.deaf.get() + deaf)
+    }
+
     /// Asks for the data of the command in `slot`, which has its buffer.
     pub(crate) fn request_data(&self, slot: u16) {
         let mut slots = self.slots.borrow_mut();
@@ -153,7 +175,7 @@ impl Conn {
         // One R2T covers the whole command, so that MAXR2T, which allows at least one, is kept whatever it is.
         let r2t = R2t { cccid: s.cid, ttag: slot, offset: 0, length: s.len };
         self.sock().send_with(R2T_MAX, |out| self.encoder.r2t(&r2t, out));
-        (s.stamp, s.r2t_end) = (self.core.reactor().now(), self.sock().written());
+        (s.stamp, s.r2t_end) = (self.clock(self.core.reactor().now()), self.sock().written());
     }
 
     /// Sends the response of `slot`, with its data if it has any, and frees the slot.
@@ -237,10 +259,12 @@ impl Conn {
         self.sock().close();
     }
 
-    /// The host's time to send what an R2T asks for begins when it has the R2T, and that may be behind much that it takes slowly. If it takes
-    /// nothing, its time runs: it may be dead.
+    /// The host's time to send what an R2T asks for begins when it has the R2T, and that may be behind much that it takes slowly, and when it
+    /// has sent what was asked for before. If it takes nothing and sends nothing, its time runs: it may be dead. `now` is of
+    /// [`clock`](Conn::clock).
     fn follow_r2ts(&self, now: u64) {
         let mut slots = self.slots.borrow_mut();
+        slots.follow_data(now);
         // Nobody vouches for one that is not live, and what there is for it to take is an R2T at most.
         if self.live.get() && slots.awaits_data() {
             let taken = self.sock().acknowledged();
@@ -253,14 +277,15 @@ impl Conn {
 
     /// Why it has waited long enough for its host, if it has.
     pub(crate) fn overdue(&self, now: u64) -> Option<&'static str> {
-        self.follow_r2ts(now);
+        let clock = self.clock(now);
+        self.follow_r2ts(clock);
         if self.halted.get() & halt::ENDED != 0 {
             None
         } else if !self.live.get() && now > self.live_by {
             Some("no Connect succeeded in time")
-        } else if !self.live.get() && self.slots.borrow().data_overdue(now.saturating_sub(self.stranger_ticks)) {
+        } else if !self.live.get() && self.slots.borrow().data_overdue(clock.saturating_sub(self.stranger_ticks)) {
             Some("the data of its Connect did not come")
-        } else if self.slots.borrow().data_overdue(now.saturating_sub(self.stall_ticks)) {
+        } else if self.slots.borrow().data_overdue(clock.saturating_sub(self.stall_ticks)) {
             Some("the data that an R2T asked for did not come")
         } else {
             None

@@ -23,8 +23,9 @@ pub struct TcpOptions {
     pub icreq_timeout: Duration,
     /// How long it may take to send Connect, counted from its acceptance.
     pub connect_timeout: Duration,
-    /// A connection that takes none of what is queued for it, or sends none of the data an R2T asked for, for this long is
-    /// closed.
+    /// A connection is closed if it takes nothing of what is queued for it for this long, or if for this long nothing comes of the data that
+    /// an R2T asked for, nor of what R2Ts before that asked for. The time for an R2T's data begins when the host has the R2T, as far as the
+    /// kernel can tell, and stands while nothing is received because the host takes too little. It is looked at once a second.
     pub stall_timeout: Duration,
 }
 

@@ -198,7 +198,6 @@ impl Conn {
         if d.last && end != s.len {
             return Err(FatalError::sequence("LAST_PDU before the end of the R2T, at", end));
         }
-        s.stamp = self.core.reactor().now();
         rx.current = Current::H2cData { slot: d.ttag, base: d.offset, len: d.length };
         Ok(())
     }
@@ -271,7 +270,9 @@ impl Conn {
             }
             Current::H2cData { slot, len, .. } => {
                 let whole = ddgst_ok && !self.spoilt.take();
-                let complete = match self.slots.borrow_mut().get(slot) {
+                let mut slots = self.slots.borrow_mut();
+                slots.data_came(slot, self.clock(self.core.reactor().now()));
+                let complete = match slots.get(slot) {
                     Some(s) => {
                         s.got += len;
                         s.bad |= !whole;
@@ -280,7 +281,8 @@ impl Conn {
                     None => None,
                 };
                 let Some(bad) = complete else { return };
-                self.slots.borrow_mut().set_phase(slot, Phase::Idle);
+                slots.set_phase(slot, Phase::Idle);
+                drop(slots);
                 if bad {
                     self.qp().fail(slot, Status::TRANSIENT_TRANSPORT_ERROR);
                 } else {
@@ -327,6 +329,14 @@ impl Conn {
         }
     }
 
+    /// After `take` of what was just received: a PDU that comes slowly comes all the same.
+    #[inline]
+    fn note_part(&self, rx: &Rx) {
+        if let Current::H2cData { slot, .. } = rx.current {
+            self.slots.borrow_mut().data_came(slot, self.clock(self.core.reactor().now()));
+        }
+    }
+
     /// What kept it from receiving is gone.
     pub(crate) fn go_on(self: &Rc<Self>) {
         self.scheduled.set(false);
@@ -347,6 +357,7 @@ impl SockHandler for Conn {
     fn on_recv(&self, _: &Sock, data: &[u8]) -> Next {
         let rx = &mut *self.rx.borrow_mut();
         let taken = self.take(rx, data);
+        self.note_part(rx);
         self.after(rx, taken)
     }
 
@@ -356,6 +367,7 @@ impl SockHandler for Conn {
         // The request's own reference is then the only one again.
         drop(buf);
         let taken = self.take(rx, tail);
+        self.note_part(rx);
         self.after(rx, taken)
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct Slot {
     pub(crate) len: u32,
     /// Bytes of them received.
     pub(crate) got: u32,
-    /// When the R2T was queued, was last seen to come nearer to the host, or data last came.
+    /// When the R2T was queued, was last seen to come nearer to the host, or data for it or one before it last came.
     pub(crate) stamp: u64,
     /// Where the R2T ends, in all that is sent.
     pub(crate) r2t_end: u64,
@@ -52,13 +52,15 @@ pub(crate) struct Slots {
     kept: Vec<Kept>,
     /// Those in [`Phase::Data`].
     awaiting: u32,
+    /// Data came since the last [`follow_data`](Slots::follow_data): the least `r2t_end` of those that it was for.
+    came: Option<u64>,
     /// Bytes of those in [`Phase::Lent`].
     lent: usize,
 }
 
 impl Slots {
     pub(crate) fn new(n: u16) -> Slots {
-        Slots { all: vec![IDLE; n.into()].into(), kept: Vec::new(), awaiting: 0, lent: 0 }
+        Slots { all: vec![IDLE; n.into()].into(), kept: Vec::new(), awaiting: 0, came: None, lent: 0 }
     }
 
     #[inline]
@@ -182,6 +184,25 @@ impl Slots {
         }
     }
 
+    /// Data for `slot` came.
+    #[inline]
+    pub(crate) fn data_came(&mut self, slot: u16, now: u64) {
+        if let Some(s) = self.all.get_mut(usize::from(slot)) {
+            s.stamp = now;
+            self.came = Some(self.came.map_or(s.r2t_end, |c| c.min(s.r2t_end)));
+        }
+    }
+
+    /// What was asked for later comes behind what came: its time begins now. It does not last for ever, since each R2T has an end; and an
+    /// earlier one gains nothing by it.
+    pub(crate) fn follow_data(&mut self, now: u64) {
+        if let Some(came) = self.came.take() {
+            for s in self.all.iter_mut().filter(|s| s.phase == Phase::Data && s.r2t_end > came) {
+                s.stamp = now;
+            }
+        }
+    }
+
     /// Whether a command's data has not come since `before`.
     pub(crate) fn data_overdue(&self, before: u64) -> bool {
         self.awaiting > 0 && self.all.iter().any(|s| s.phase == Phase::Data && s.stamp < before)
@@ -222,6 +243,42 @@ mod tests {
         assert!(s.awaits_data() && s.data_overdue(11));
         s.set_phase(0, Phase::Idle);
         assert!(!s.data_overdue(50) && s.data_overdue(51));
+    }
+
+    #[test]
+    fn data_of_one_r2t_gives_time_to_those_behind_it_and_to_none_before_it() {
+        const LIMIT: u64 = 30;
+        let mut s = Slots::new(128);
+        for slot in 0..128 {
+            s.expect(slot, slot, 512);
+            s.set_phase(slot, Phase::Data);
+            // Slots are given out in any order.
+            (s.get(slot).unwrap().stamp, s.get(slot).unwrap().r2t_end) = (100, 10_000 - u64::from(slot));
+        }
+        // One of them takes almost as long as all have.
+        let mut now = 100;
+        for slot in (0..128).rev() {
+            now += LIMIT - 1;
+            s.data_came(slot, now);
+            s.set_phase(slot, Phase::Idle);
+            s.follow_data(now);
+            assert!(!s.data_overdue(now - LIMIT), "slot {slot}");
+        }
+        for (slot, end) in [(0, 1000), (1, 2000)] {
+            s.expect(slot, slot, 512);
+            s.set_phase(slot, Phase::Data);
+            (s.get(slot).unwrap().stamp, s.get(slot).unwrap().r2t_end) = (now, end);
+        }
+        for _ in 0..10 {
+            now += LIMIT / 5;
+            s.data_came(1, now);
+            s.follow_data(now);
+        }
+        assert!(s.data_overdue(now - LIMIT), "the first one's never came");
+        s.set_phase(0, Phase::Idle);
+        assert!(!s.data_overdue(now - LIMIT));
+        s.follow_data(now + LIMIT);
+        assert!(s.data_overdue(now + 1), "nothing came meanwhile");
     }
 
     #[test]

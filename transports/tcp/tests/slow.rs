@@ -3,6 +3,7 @@
 mod host;
 mod world;
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use host::*;
@@ -129,4 +130,115 @@ fn a_slow_host_has_its_time_for_the_data_of_a_write_from_when_it_has_the_r2t() {
     }
     assert_eq!(before, READS, "the R2T overtook what was to delay it");
     assert!(slow.read(60_000, 8192).data == data);
+}
+
+/// Sends `n` writes of the largest size and waits for their R2Ts, in the order in which they come.
+fn asked(h: &mut Host, n: u64) -> Vec<Pdu> {
+    let all: Vec<u8> = (0..n)
+        .flat_map(|i| {
+            let sqe = h.rw_sqe(1, i * 256, 256, LARGEST as u32);
+            h.capsule(&sqe, &[])
+        })
+        .collect();
+    h.send(&all);
+    let r2ts: Vec<_> = (0..n).map(|_| h.pdu()).collect();
+    assert!(r2ts.iter().all(|p| p.kind == R2T));
+    r2ts
+}
+
+/// All data is asked for at once: the last of it has long to come, though something always does.
+#[test]
+fn a_slow_host_has_time_for_each_write_from_the_data_of_those_before_it() {
+    const WRITES: u64 = 12;
+    let w = narrow(Duration::from_secs(2));
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    let mut slow = io(&w, &admin, 1);
+    let (start, data) = (Instant::now(), pattern(7, LARGEST));
+    for r2t in asked(&mut slow, WRITES) {
+        // One PDU each, a part at a time.
+        let pdu = slow.h2c_data(r2t.u16(8), r2t.u16(10), 0, &data, true);
+        for part in pdu.chunks(LARGEST / 4) {
+            slow.send(part);
+            std::thread::sleep(PACE);
+        }
+    }
+    assert!(start.elapsed() > Duration::from_secs(4), "it was not slow");
+    for _ in 0..WRITES {
+        assert!(slow.pdu().cqe().status().is_ok());
+    }
+    assert!(slow.read((WRITES - 1) * 256, LARGEST).data == data);
+}
+
+#[test]
+fn a_pdu_that_takes_longer_than_the_time_limit_is_waited_for_as_long_as_more_of_it_comes() {
+    let w = narrow(Duration::from_secs(1));
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    let mut slow = io(&w, &admin, 1);
+    let (r2ts, data) = (asked(&mut slow, 1), pattern(8, LARGEST));
+    let pdu = slow.h2c_data(r2ts[0].u16(8), r2ts[0].u16(10), 0, &data, true);
+    for part in pdu.chunks(LARGEST / 16) {
+        slow.send(part);
+        std::thread::sleep(2 * PACE);
+    }
+    assert!(slow.pdu().cqe().status().is_ok());
+    assert!(slow.read(0, LARGEST).data == data);
+}
+
+/// Data for a later R2T says nothing of an earlier one.
+#[test]
+fn a_host_that_never_sends_the_data_of_its_first_write_is_closed_whatever_else_it_sends() {
+    let w = narrow(Duration::from_secs(1));
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    let mut h = io(&w, &admin, 1);
+    let start = Instant::now();
+    asked(&mut h, 1);
+    let data = pattern(1, 8192);
+    loop {
+        let sqe = h.rw_sqe(1, 60_000, 16, 8192);
+        let capsule = h.capsule(&sqe, &[]);
+        let sent = h.s.write_all(&capsule);
+        let Ok(r2t) = sent.and_then(|()| h.try_pdu()) else { break };
+        let pdu = h.h2c_data(r2t.u16(8), r2t.u16(10), 0, &data, true);
+        if h.s.write_all(&pdu).and_then(|()| h.try_pdu()).is_err() {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "it is still connected");
+        std::thread::sleep(PACE);
+    }
+    assert!(start.elapsed() >= Duration::from_secs(1));
+}
+
+/// The data of a write has come, but nothing is received before the host takes what it read.
+#[test]
+fn time_in_which_nothing_is_received_does_not_count_for_the_data_of_a_write() {
+    const READS: u64 = 28;
+    let w = narrow(Duration::from_secs(2));
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    let mut slow = io(&w, &admin, 1);
+    let (r2ts, data) = (asked(&mut slow, 1), pattern(9, LARGEST));
+    let all = reads(&mut slow, READS);
+    slow.send(&all);
+    assert_eq!(slow.pdu().kind, C2H_DATA);
+    // With this one it is seen that too much is queued to go on.
+    let one = reads(&mut slow, 1);
+    slow.send(&one);
+    std::thread::sleep(PACE);
+    let pdu = slow.h2c_data(r2ts[0].u16(8), r2ts[0].u16(10), 0, &data, true);
+    let (mut s, start) = (slow.s.try_clone().unwrap(), Instant::now());
+    // There may be no room for it before it is received.
+    let sender = std::thread::spawn(move || s.write_all(&pdu));
+    let mut answers = 0;
+    while answers < READS + 2 {
+        let p = slow.pdu();
+        match p.kind {
+            C2H_DATA => std::thread::sleep(2 * PACE),
+            _ => {
+                assert!(p.cqe().status().is_ok());
+                answers += 1;
+            }
+        }
+    }
+    sender.join().unwrap().unwrap();
+    assert!(start.elapsed() > Duration::from_secs(4), "it was not slow");
+    assert!(slow.read(0, LARGEST).data == data);
 }
