@@ -92,7 +92,8 @@ pub struct Qpair {
     pub(crate) of_host: OnceCell<Rc<Host>>,
     pub(crate) tally: Tally,
     then: RefCell<Option<Box<dyn FnOnce()>>>,
-    disconnecting: Cell<bool>,
+    /// Why the transport was asked to close the connection, once it was.
+    disconnecting: Cell<Option<Disconnect>>,
     /// While the connection ends: aborts again what was between two layers of a device and was found by none.
     aborter: RefCell<Option<Timer>>,
     /// Its host need not wait for its end: what its commands may do to others is kept in mind (`predecessors`).
@@ -140,7 +141,7 @@ impl Qpair {
             of_host: OnceCell::new(),
             tally: Tally::default(),
             then: RefCell::new(None),
-            disconnecting: Cell::new(false),
+            disconnecting: Cell::new(None),
             aborter: RefCell::new(None),
             given_up: Cell::new(false),
             _place: place,
@@ -405,11 +406,18 @@ impl Qpair {
         self.free.borrow_mut().push(slot);
     }
 
-    /// Asks the transport to close the connection.
+    /// Asks the transport to close the connection; once more if the host wanted that itself and now another reason has come, which does
+    /// not wait until the host has taken what is left for it.
     pub(crate) fn disconnect(&self, why: Disconnect) {
-        if self.life.get() >= Life::Closing || self.disconnecting.replace(true) {
+        if self.life.get() >= Life::Closing {
             return;
         }
+        match self.disconnecting.get() {
+            None => {}
+            Some(Disconnect::Requested) if why != Disconnect::Requested => {}
+            Some(_) => return,
+        }
+        self.disconnecting.set(Some(why));
         let t = self.transport.borrow().clone();
         if let Some(t) = t {
             t.disconnect(why);

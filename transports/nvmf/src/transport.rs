@@ -37,7 +37,8 @@ pub trait QpairTransport {
     /// [`Begin::NeedBuffer`](crate::Begin::NeedBuffer) without `lent`.
     fn buffer_needed(&self, slot: u16);
 
-    /// Close the connection. Ends in `Qpair::shutdown`, as every other end of a connection does. Called at most once.
+    /// Close the connection. Ends in `Qpair::shutdown`, as every other end of a connection does. Called at most once,
+    /// and once more after [`Disconnect::Requested`] if another reason comes: then what is left is not sent any more.
     fn disconnect(&self, why: Disconnect);
 
     /// `Abort` names `slot`, whose data the transport is waiting for. True: the transport gave up on it and `respond` may be

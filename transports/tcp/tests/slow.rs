@@ -7,6 +7,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use host::*;
+use longshore_nvme::wire::Sqe;
 use longshore_reactor::{DmaOptions, Options};
 use longshore_tcp::TcpOptions;
 use world::{NQN, Setup, World, block_on};
@@ -241,4 +242,25 @@ fn time_in_which_nothing_is_received_does_not_count_for_the_data_of_a_write() {
     sender.join().unwrap().unwrap();
     assert!(start.elapsed() > Duration::from_secs(4), "it was not slow");
     assert!(slow.read(0, LARGEST).data == data);
+}
+
+/// Its last queue is to end when it has taken what is left for it. When its controller ends, nobody waits for that.
+#[test]
+fn a_host_that_disconnects_and_takes_nothing_can_come_back_at_once() {
+    let w = narrow(Duration::from_secs(30));
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    let mut h = io(&w, &admin, 1);
+    let ended = || block_on(w.target.stats())[0].completed_nvme_io;
+    let before = ended();
+    let all = reads(&mut h, 20);
+    h.send(&all);
+    w.wait("the reads are answered", |_| ended() == before + 20);
+    let disconnect = Sqe::new(0x7f, h.cid(), 8);
+    h.send_cmd(&disconnect, &[]);
+    w.wait("so is the Disconnect", |_| ended() == before + 21);
+    drop(admin);
+    let start = Instant::now();
+    let admin = Host::admin(w.addr, Ic::default(), NQN);
+    assert!(start.elapsed() < Duration::from_secs(3), "it was let in after {:?}", start.elapsed());
+    assert!(io(&w, &admin, 1).read(0, LARGEST).status.is_ok());
 }
