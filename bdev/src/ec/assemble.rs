@@ -415,7 +415,9 @@ fn salvage(candidates: &[Candidate], assembly: &mut Assembly) {
             rejected.push((c, Rejection::Stale { has: candidates[c].superblock.stamp, head: head.stamp }));
         }
     }
-    behind.retain(|&slot| members[slot].is_some() && !head.members[slot].stands_in());
+    // Those that stood in already, when power failed, are brought to what was found, too: with that attempt only they would be as stale as any other.
+    let was_in_sync = |slot: usize| found.as_ref().is_some_and(|f| f.members[slot].state == MemberState::InSync);
+    behind.retain(|&slot| members[slot].is_some() && was_in_sync(slot));
 }
 
 #[cfg(test)]

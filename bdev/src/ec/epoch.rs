@@ -106,6 +106,13 @@ impl Engine {
     }
 
     async fn store_superblocks(self: &Rc<Self>, old: &Superblock, new: &Superblock) -> Result<(), Offline> {
+        // One that joins has never been given the last one.
+        let used = |slot: &usize| matches!(old.members[*slot].state, MemberState::InSync | MemberState::Rebuilding);
+        let known = || masked(self.written_to()).filter(used).fold(0, |mask, slot| mask | 1 << slot);
+        if self.is_suspicious() {
+            // Before a page of the bitmap is written over another writer's.
+            self.check_writers(known(), old.stamp).await?;
+        }
         // The regions that failed members may lack writes of are named before the members are.
         if new.wib_generation != 0 {
             let first = self.intent.generation.replace(new.wib_generation) != new.wib_generation;
@@ -113,10 +120,7 @@ impl Engine {
         }
         let live = self.written_to();
         if !faults::is(Mutant::EpochNotChecked) {
-            // One that joins has never been given the last one.
-            let used = |slot: &usize| matches!(old.members[*slot].state, MemberState::InSync | MemberState::Rebuilding);
-            let known = masked(live).filter(used).fold(0, |mask, slot| mask | 1 << slot);
-            self.check_writers(known, old.stamp).await?;
+            self.check_writers(known(), old.stamp).await?;
         }
         let mut pending = Vec::new();
         for slot in masked(live) {

@@ -4,7 +4,7 @@
 //! superblock that counts for that, and none is two updates behind.
 //!
 //! * Members that are behind are first given the newest superblock that was found. Else a salvage's own update, on one member only, would leave those
-//!   that still have the one before what was found as stale as if they lacked writes.
+//!   that still have the one before what was found as stale as if they lacked writes, and those that stood in already as stale as all that are stale.
 //! * Then those that lack nothing are given the salvage's update, and stand-ins last: none of these has it while others have not.
 //! * Where a member's newest superblock is in the copy that the next one goes to, the other copy need not be whole: it is first given an
 //!   [attempt](on_the_way) there, which counts as much.
@@ -53,14 +53,16 @@ mod tests {
         there.collect()
     }
 
-    /// Starts the array, by itself or by a salvage, cuts power at each write, and starts it again, up to `cuts` times in a row.
-    fn starts(disks: &[(usize, Copies)], stand_ins: &[usize], cuts: usize) {
+    /// Starts the array, by itself or by a salvage, cuts power at each write, and starts it again, up to `cuts` times in a row. All are taken but those in
+    /// slots `left`.
+    fn starts(disks: &[(usize, Copies)], stand_ins: &[usize], left: &[usize], cuts: usize) {
         let all = found(disks);
         let by = |salvage| decide(&all, Situation { waited: true, salvage });
         let (by_itself, salvaged) = (by(false), by(true));
         let a = assembled(if let Decision::Assemble(_) = by_itself { by_itself } else { salvaged });
         let taken: Vec<usize> = (0..a.members.len()).filter(|&slot| a.members[slot].is_some()).collect();
-        assert_eq!(taken, disks.iter().map(|d| d.0).collect::<Vec<_>>(), "{disks:?}");
+        let wanted = disks.iter().map(|d| d.0).filter(|slot| !left.contains(slot));
+        assert_eq!(taken, wanted.collect::<Vec<_>>(), "{disks:?}");
         let stands_in: Vec<usize> = taken.into_iter().filter(|&slot| a.head.members[slot].stands_in()).collect();
         assert_eq!(stands_in, stand_ins, "{disks:?}");
         let mut now = disks.to_vec();
@@ -71,11 +73,12 @@ mod tests {
                 let copy = written.copy() as usize;
                 now[at].1[copy] = None;
                 if cuts > 0 {
-                    starts(&now, stand_ins, cuts - 1);
+                    starts(&now, stand_ins, left, cuts - 1);
                 }
                 now[at].1[copy] = Some(written.for_slot(slot));
             }
         }
+        now.retain(|d| !left.contains(&d.0));
         let newest = found(&now);
         assert!(newest.iter().all(|c| c.superblock.stamp == a.head.stamp), "all have the head: {now:?}");
     }
@@ -91,15 +94,29 @@ mod tests {
             // An update was cut short: member 1 has the one before, and lacks nothing.
             for one in [&was, &before] {
                 let kept = [(0, holds(&was)), (1, holds(one)), (2, holds(&was))];
-                starts(&[&kept[..], &[(3, holds(&old))]].concat(), &[3], 3);
-                starts(&[&kept[..2], &[(3, holds(&old)), (4, holds(&old))]].concat(), &[3, 4], 3);
+                starts(&[&kept[..], &[(3, holds(&old))]].concat(), &[3], &[], 3);
+                starts(&[&kept[..2], &[(3, holds(&old)), (4, holds(&old))]].concat(), &[3, 4], &[], 3);
             }
             // A salvage of before that order may have left its attempt on a stand-in alone.
             let kept = [0, 1, 2].map(|slot| (slot, holds(&was)));
             let all: Vec<_> = kept.iter().map(|(slot, _)| candidate(*slot, &was)).chain([candidate(3, &old)]).collect();
             let head = assembled(decide(&all, Situation { waited: true, salvage: true })).head;
             let attempt = Superblock { stamp: Stamp { epoch: head.stamp.epoch - 1, ..head.stamp }, ..head };
-            starts(&[&kept[..], &[(3, holds(&attempt))]].concat(), &[3], 3);
+            starts(&[&kept[..], &[(3, holds(&attempt))]].concat(), &[3], &[], 3);
+        }
+    }
+
+    #[test]
+    fn who_stood_in_before_power_failed_stands_in_again_and_nobody_who_lacks_more() {
+        for (was, away) in [(20, 4), (20, 5), (21, 4), (21, 5)] {
+            let before = superblock(4, stamp(was - 1, 1), stamp(was - 2, 1), &[InSync; 6]);
+            let was = superblock(4, stamp(was, 2), before.stamp, &[InSync, InSync, Failed, Failed, Failed, Failed]);
+            let old = superblock(4, stamp(away, 3), stamp(away - 1, 3), &[InSync; 6]);
+            let older = superblock(4, stamp(2, 4), stamp(1, 4), &[InSync; 6]);
+            for one in [&was, &before] {
+                let disks = [(0, holds(&was)), (1, holds(one)), (3, holds(&old)), (4, holds(&old)), (5, holds(&older))];
+                starts(&disks, &[3, 4], &[5], 3);
+            }
         }
     }
 }

@@ -309,6 +309,7 @@ impl Engine {
 
     /// Makes the data of `batch` durable, then the bits of `batch` and `cleared`. Both are in order.
     async fn store_bits(self: &Rc<Self>, batch: &[u64], cleared: &[u64]) -> Result<(), Offline> {
+        self.until_asked().await?;
         if !batch.is_empty() {
             self.round().await?;
         }

@@ -415,7 +415,8 @@ impl Read {
     fn heal(self: &Rc<Self>, engine: &Rc<Engine>, s: &mut State) {
         self.phase.set(Phase::Healing);
         let l = engine.shared.layout;
-        let heal = s.lost & engine.up(s.stripe) & !s.kept;
+        engine.look_out();
+        let heal = if engine.is_suspicious() { 0 } else { s.lost & engine.up(s.stripe) & !s.kept };
         for i in masked(heal) {
             engine.shared.counters.healed_reads.add(1);
             s.h.clear(l.n() + i);

@@ -310,6 +310,7 @@ impl Engine {
 
     /// Writes a mark with the present tail to all members in use, durably.
     pub(super) async fn write_mark(self: &Rc<Self>) -> Result<(), Offline> {
+        self.until_asked().await?;
         let l = self.shared.layout;
         let (txn, tail) = self.journal.mark();
         let (live, block) = (self.written_to(), l.block as usize);

@@ -183,6 +183,13 @@ impl Engine {
         self.suspicious.get()
     }
 
+    /// After a long pause, until the members were asked for other writers: see [`look_out`](Engine::look_out). Where what follows does not wait until
+    /// superblocks name every failed member.
+    pub(in crate::ec) async fn until_asked(self: &Rc<Self>) -> Result<(), Offline> {
+        self.look_out();
+        if self.is_suspicious() { self.until_stable().await } else { Ok(()) }
+    }
+
     /// Until superblocks name every failed member. Also while the session begins: then it is so from the start.
     pub(in crate::ec) async fn until_stable(&self) -> Result<(), Offline> {
         poll_fn(|cx| {

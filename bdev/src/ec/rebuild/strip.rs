@@ -131,6 +131,9 @@ impl Filler {
         self.bad.set(0);
         let len = rows.len() as usize;
         let decoded = self.decode_elsewhere(&decoder, &vectors[..l.k], len).await;
+        if self.engine.until_asked().await.is_err() {
+            return Outcome::GivenUp;
+        }
         pace.work(&self.engine, || {
             if !decoded {
                 self.h.borrow_mut().combine(&vectors[..l.k], &[(l.k, 0)], len, |src, dst| decoder.decode(src, dst));
