@@ -142,6 +142,35 @@ fn a_rebuild_passes_stripes_that_hold_nothing() {
 }
 
 #[test]
+fn after_a_pause_longer_than_their_patience_nothing_is_rebuilt_over_what_another_writer_has() {
+    for seed in 0..12 {
+        sim(seed, move |r| async move {
+            let (s, judges) = array(2, 1, 30, Kind::default());
+            let mut rig = Rig::of(&r, s).await;
+            rig.write(0..30, 1).await;
+            // Most of the time one stripe is on its way.
+            judges.set(|_, _| Act::After(Duration::from_millis(7)));
+            rig.ec().set_rebuild_qos(RebuildQos { max_stripes_per_sec: 100, paused: false });
+            rig.replace(0).await.unwrap();
+            rig.until(|ec| ec.rebuild_progress()[0].stripes_rebuilt > 4).await;
+            let mut sb = rig.s.superblock(&r, 1).await;
+            (sb.stamp.epoch, sb.stamp.nonce) = (sb.stamp.epoch + 1, 4711);
+            let mut other = vec![0; 4096];
+            sb.for_slot(1).encode(&mut other);
+            rig.s.put(&r, 1, Layout::superblock_at(sb.copy()), &other).await;
+            r.sleep(Duration::from_millis(seed)).await;
+            let (before, rebuilding) = (rig.ec().stats().member_written_bytes, rig.ec().rebuild_progress().len());
+            assert_eq!(rebuilding, 1);
+            longshore_reactor::sim::pause(&r, Tuning::default().write_timeout * 2);
+            rig.until(Ec::is_offline).await;
+            assert_eq!(rig.ec().stats().member_written_bytes, before, "strips of before the pause");
+            judges.pass_all();
+            rig.end().await;
+        });
+    }
+}
+
+#[test]
 fn a_newcomer_that_fails_in_the_middle_costs_the_array_nothing() {
     sim(3, |r| async move {
         let mut rig = Rig::new(&r, 2, 1, 30).await;
