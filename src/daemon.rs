@@ -59,7 +59,8 @@ pub(crate) fn run(o: &Options, embedded: bool) -> Result<(), String> {
     if !ignored.is_empty() {
         tracing::info!("accepted without effect: {}", ignored.join(" "));
     }
-    identity::settle(&o.rpc_socket);
+    // Without a socket, the configuration tells daemons of one machine apart.
+    identity::settle(o.config.as_deref().filter(|_| o.no_rpc_server).unwrap_or(&o.rpc_socket));
     let (stop, stopped) = mpsc::channel();
     signals::watch(stop).map_err(|e| format!("cannot install signal handlers: {e}"))?;
 

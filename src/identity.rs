@@ -8,13 +8,13 @@ use uuid::Uuid;
 /// What identifies the machine: 32 hexadecimal digits (machine-id(5)).
 const MACHINE: &str = "/etc/machine-id";
 
-/// Gives the daemon a host identifier that is the same whenever it is started again on this machine with the same RPC socket. A
+/// Gives the daemon a host identifier that is the same whenever it is started again on this machine with the same path, of its RPC socket. A
 /// target then recognises it, and lets nothing that it sent before the end of its former life land after what it sends now.
 /// Without a machine's identity it is a new host each time, which is logged.
-pub(crate) fn settle(rpc_socket: &Path) {
+pub(crate) fn settle(path: &Path) {
     let text = std::fs::read_to_string(MACHINE);
-    let socket = std::path::absolute(rpc_socket).unwrap_or_else(|_| rpc_socket.to_owned());
-    match text.map_err(|e| e.to_string()).and_then(|t| of(&t, &socket)) {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match text.map_err(|e| e.to_string()).and_then(|t| of(&t, &path)) {
         Ok(id) => {
             set_process_hostid(id.into_bytes());
         }
@@ -25,13 +25,13 @@ pub(crate) fn settle(rpc_socket: &Path) {
     }
 }
 
-/// The identifier of the daemon with this RPC socket on the machine with this identity. The machine's own does not follow from it.
-fn of(machine: &str, socket: &Path) -> Result<Uuid, String> {
+/// The identifier of the daemon with this path on the machine with this identity. The machine's own does not follow from it.
+fn of(machine: &str, path: &Path) -> Result<Uuid, String> {
     let machine = machine.trim();
     let id = Uuid::try_parse(machine).ok().filter(|id| !id.is_nil());
     let id =
         id.ok_or_else(|| format!("not 32 hexadecimal digits: {:?}", machine.chars().take(40).collect::<String>()))?;
-    let name = [b"longshore ", socket.as_os_str().as_encoded_bytes()].concat();
+    let name = [b"longshore ", path.as_os_str().as_encoded_bytes()].concat();
     Ok(Uuid::new_v5(&id, &name))
 }
 

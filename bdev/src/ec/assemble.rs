@@ -323,9 +323,11 @@ fn conflict(candidates: &[Candidate], ours: &[usize]) -> Option<Refusal> {
 fn head<'a>(candidates: &'a [Candidate], ours: &[usize]) -> &'a Superblock {
     let newest = ours.iter().map(|&c| &candidates[c].superblock);
     let newest = newest.max_by_key(|s| {
-        // Only those that share the highest epoch need it, but there are at most 40 members.
-        let compatible = ours.iter().filter(|&&c| judge(&candidates[c], s).is_ok()).count();
-        (s.stamp.epoch, compatible, s.stamp.nonce)
+        // Only those that share the highest epoch need it, but there are at most 40 members. Those in sync count more: what only a member being rebuilt
+        // was given before power failed must not make one stale that was in sync and given the next start's.
+        let slots = || ours.iter().filter_map(|&c| judge(&candidates[c], s).ok());
+        let in_sync = slots().filter(|&slot| s.members[slot].state == MemberState::InSync).count();
+        (s.stamp.epoch, in_sync, slots().count(), s.stamp.nonce)
     });
     newest.unwrap_or(&candidates[0].superblock)
 }

@@ -250,6 +250,18 @@ fn a_member_that_went_back_in_time_is_stale_and_not_waited_for() {
 }
 
 #[test]
+fn of_equal_epochs_the_writer_with_more_members_in_sync_wins_before_one_with_as_many_members() {
+    let before = superblock(3, BEFORE, stamp(6, 1), &[Rebuilding, InSync, InSync, InSync]);
+    // Power failed when only the member being rebuilt had this one, and again, in its absence, when only one in sync had the other.
+    let (first, second) = (stamp(9, 99), stamp(9, 1));
+    let first = superblock(3, first, BEFORE, &[Rebuilding, InSync, InSync, InSync]);
+    let second = superblock(3, second, BEFORE, &[Failed, InSync, InSync, InSync]);
+    let all = [candidate(0, &first), candidate(1, &second), candidate(2, &before), candidate(3, &before)];
+    let a = assembled(decide(&all, WAITED));
+    assert_eq!((a.head.stamp, a.members), (second.stamp, vec![None, Some(1), Some(2), Some(3)]));
+}
+
+#[test]
 fn of_equal_epochs_the_writer_with_more_members_wins_and_then_the_higher_nonce() {
     let a = superblock(2, stamp(9, 1), BEFORE, &[InSync; 3]);
     let b = superblock(2, stamp(9, 2), stamp(8, 77), &[InSync; 3]);

@@ -15,7 +15,7 @@ const ABORT_LIMIT: Duration = Duration::from_secs(8);
 /// Requests that failed for a passing reason are tried again after this.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A namespace that refused nothing for so long counts as ready.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(10);
 /// How requests end whose namespace is gone.
 pub(super) const GONE: Status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
 /// Of the first word: an abort was asked for.
@@ -67,7 +67,8 @@ impl CoreQueue {
         // Nobody asked for this one: an Abort came late, and its command's identifier was in use again.
         let stray = status.is(Status::ABORT_REQUESTED) && !aborted(&io) && !late;
         let counted = (stray || passing(status)) && (limit < 0 || i32::from(tag.retries()) < limit);
-        let again = lost || self.is_awaited(tag, status) || counted;
+        let awaited = self.is_awaited(tag, status);
+        let again = lost || awaited || counted;
         let open = matches!(self.entry.path(), Path::Up | Path::Held);
         if aborted(&io) || !again || !open || !self.entry.is_current(tag.nsid(), tag.serial()) {
             return io.complete(status);
@@ -80,7 +81,7 @@ impl CoreQueue {
             io.set_words([0, tag.0]);
             self.held.push(io);
         } else {
-            io.set_words([0, tag.again().0]);
+            io.set_words([0, if awaited { tag } else { tag.again() }.0]);
             self.later.push(io);
             self.look_again(PAUSE);
         }

@@ -130,9 +130,9 @@ impl Ledger {
             Outlook::Refuses(_) if !again && kept.len() < budget.fewest(self.members) => return Ok(None),
             Outlook::Refuses(why) => return Err(format!("with members {present:?} it cannot be salvaged: {why}")),
         };
-        if let Some(m) = kept.iter().find(|m| !taken.contains(m)) {
-            return Err(format!("of members {present:?}, {taken:?} are taken, and {m} is not, which lacks nothing"));
-        }
+        let kept = self
+            .in_place_of(kept, &taken)
+            .map_err(|m| format!("of members {present:?}, {taken:?} are taken, and {m} is not, which lacks nothing"))?;
         let absent = (0..self.members).filter(|m| !present.contains(m)).collect();
         let lossy = salvage && kept.len() < budget.fewest(self.members);
         let plan = Plan { absent, taken, salvage, lossy, kept };
@@ -148,6 +148,18 @@ impl Ledger {
             budget.starts_without(&plan.absent);
         }
         Ok(Some(plan))
+    }
+
+    /// Those who lack nothing, as far as they are taken. Two starts that power cut short each left its own word on some member, of equal worth: who was away
+    /// in the second may be taken for one that is not, which it does not lack more than.
+    fn in_place_of(&self, kept: Vec<usize>, taken: &[usize]) -> Result<Vec<usize>, usize> {
+        let (mut there, missed): (Vec<_>, Vec<_>) = kept.into_iter().partition(|m| taken.contains(m));
+        for m in missed {
+            let no_more = |t: usize| self.lacks[t].iter().zip(&self.lacks[m]).all(|(t, m)| !t || *m);
+            let instead = taken.iter().copied().find(|&t| !there.contains(&t) && no_more(t)).ok_or(m)?;
+            there.push(instead);
+        }
+        Ok(there)
     }
 
     /// Those of the members that are whole who are there: too few for the device to start by itself.

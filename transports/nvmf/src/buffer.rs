@@ -36,8 +36,8 @@ impl Qpair {
         }
     }
 
-    /// The queue pair ends, and takes no more commands: others may have what it was promised, those of its host that come after it first
-    /// of all. What its commands in devices still have of that is charged to the host, as if it had been shared.
+    /// The queue pair has ended, or its controller ends and it has given up: others may have what it was promised, those of its host that come after it
+    /// first of all. Not before: a host that went on with its controller could strand as much as it likes. What its commands in devices still have of that is charged to the host, as if it had been shared.
     pub(crate) fn give_promise_back(&self) {
         let own = self.reserve.borrow_mut().take();
         if let Some((own, host)) = own {

@@ -205,6 +205,11 @@ impl Qpair {
             let mut d = self.group.target().directory();
             let ok = d.predecessors.give_up(&a.who.association(), a.who.controller, self.serial, held);
             self.given_up.set(ok);
+            if ok {
+                // Before anybody can find that it is not waited for any more.
+                self.give_promise_back();
+            }
+            drop(d);
         }
     }
 

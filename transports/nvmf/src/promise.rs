@@ -2,7 +2,8 @@
 //!
 //! Each queue pair has a buffer and requests for itself, used or not. They are taken off what all hosts share; so one host's queue pairs
 //! may come, all together, to no more than its share of the whole core (`TargetConfig::host_share`), however many it connects. The promise
-//! ends with the connection: a device that does not let go of its commands must not keep their host from connecting again.
+//! ends with the queue pair, or when it has [given up](crate::predecessors) because a device does not let go of its commands, which must not keep their host from
+//! connecting again.
 
 use std::cell::Cell;
 use std::time::Duration;

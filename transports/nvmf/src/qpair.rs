@@ -461,7 +461,6 @@ impl Qpair {
             }
         }
         self.busy.set(self.busy.get() - 1);
-        self.give_promise_back();
         if self.busy.get() != 0 {
             let (weak, r) = (Rc::downgrade(self), self.group.reactor());
             let (since, grace) = (r.rdtsc(), r.ticks(GRACE));
@@ -527,6 +526,7 @@ impl Qpair {
             return;
         }
         self.life.set(Life::Closed);
+        self.give_promise_back();
         *self.aborter.borrow_mut() = None;
         let then = self.then.borrow_mut().take();
         self.group.qpair_gone(self);

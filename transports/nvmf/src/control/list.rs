@@ -46,7 +46,7 @@ pub struct QpairInfo {
     pub traffic: Traffic,
 }
 
-/// What a host has of what a core shares among all hosts. What each queue pair has for itself is not in it, until its connection ends: what its
+/// What a host has of what a core shares among all hosts. What each queue pair has for itself is not in it, until it has given up after the end of its controller: what its
 /// commands in devices have then counts here, even if it is more than the host may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostShare {
