@@ -13,7 +13,7 @@
 //!   head's table says that they are in sync: nothing was acknowledged on the strength of the head.
 //! * Such members are [behind](Assembly::behind). Whoever assembles brings them to the head, unchanged, before making an update of
 //!   its own: otherwise crashes in a row would leave members at ever more attempts, and these would count as stale. So does a
-//!   salvage: [`given`](super::given) has the order.
+//!   salvage: `given` has the order.
 //! * An array of the first epoch was made but never started, so that it holds no data. It needs all its members: if making it was
 //!   cut short, there is none.
 //! * An update that names fewer than a quorum in sync cannot be established and is never written.
